@@ -1,0 +1,56 @@
+"""Sizes the kernels of this package are built for. As it stands: FLASH, decode (T = 8), retiled by #672.
+
+The front end resolves names in a kernel body from the globals of the kernel's module, so sizes are plain numbers.
+The loader of the harness executes a kernel file once per configuration in a fresh module and binds a fresh copy of
+this one, with other values, to the name `kernels.sizes`. Symbols are those of contracts/dense.md, section 1.
+"""
+
+# Model
+D = 4096
+HC_MULT = 4
+HC_DIM = HC_MULT * D
+MIX_HC = (2 + HC_MULT) * HC_MULT
+HC_SINKHORN_ITERS = 20
+HC_EPS = 1e-6
+RMS_EPS = 1e-6
+MOE_INTER = 2048
+N_EXPERTS = 256
+TOPK = 6
+ROUTED_SCALING = 1.5
+SWIGLU_LIMIT = 10.0
+N_HASH_LAYERS = 3
+VOCAB = 129280
+
+# Deployment
+T = 8
+EP_WORLD_SIZE = 8
+N_LOCAL = N_EXPERTS // EP_WORLD_SIZE
+RECV_MAX = EP_WORLD_SIZE * T
+
+# INT8 quantisation and masking
+INT8_SCALE_MAX = 127.0
+INT8_AMAX_EPS = 1e-4
+FP32_NEG_INF = -3.4028234663852886e38
+
+# Tiling
+TILE_SETS = ("pr672", "before_pr672")
+TILE_SET = "pr672"
+
+
+def tile(extent: int, *, multiple: int = 1, pr672: int, before_pr672: int | None = None) -> int:
+    """Tile size along an axis of `extent` elements, for the tile set in force.
+
+    The named sizes are those of FLASH. Where the axis is too short for two such tiles, or the size does not divide it,
+    the largest multiple of `multiple` that divides the extent and leaves at least two tiles is taken, so that a small
+    preset still runs every loop more than once; an axis of one `multiple` is one tile.
+    Raises ValueError when no multiple of `multiple` divides the extent: a tail would be dropped.
+    """
+    wanted = pr672 if TILE_SET == "pr672" or before_pr672 is None else before_pr672
+    if extent % wanted == 0 and (extent >= 2 * wanted or wanted == multiple):
+        return wanted
+    for size in range(min(wanted, extent // 2) // multiple * multiple, 0, -multiple):
+        if extent % size == 0:
+            return size
+    if extent == multiple:
+        return extent
+    raise ValueError(f"no tile of a multiple of {multiple} divides the extent {extent}")
