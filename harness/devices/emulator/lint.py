@@ -1,0 +1,43 @@
+"""Codes of the findings: what the toolchain enforces or makes unsafe (contracts/pypto_dsl.md 3.12 and section 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One finding code. `severity` is "error" (the compiler or the device would refuse or corrupt) or "warning"."""
+
+    code: str
+    title: str
+    section: str
+    severity: str
+
+
+_RULES = (
+    Rule("GG101", "a Vec tile row is not a multiple of 32 bytes", "3.12", "error"),
+    Rule("GG102", "tiles exceed the usable Vec capacity (184 KB)", "3.12", "error"),
+    Rule("GG103", "a cube operand has rows that are no multiple of 16 or columns that are no multiple of 32 bytes",
+         "3.12", "error"),
+    Rule("GG104", "an on-chip buffer exceeds its memory space", "3.12", "error"),
+    Rule("GG105", "a cube extent exceeds 4095", "3.12", "error"),
+    Rule("GG201", "operands of one instruction have different dtypes", "3.1", "error"),
+    Rule("GG202", "the vector unit has no arithmetic for this dtype", "3.1", "error"),
+    Rule("GG203", "cast between a pair that has no native conversion", "3.6", "error"),
+    Rule("GG204", "float cast without a rounding mode: ties go away from zero", "3.6", "warning"),
+    Rule("GG205", "matmul without out_dtype", "3.7", "warning"),
+    Rule("GG206", "low-precision rsqrt", "3.5", "warning"),
+    Rule("GG207", "an INT32 compare ignores cmp_type on A2/A3", "3.5", "error"),
+    Rule("GG208", "valid regions of the operands differ", "3.1", "error"),
+    Rule("GG301", "integer division or remainder of a negative operand truncates", "1.6", "warning"),
+    Rule("GG302", "a parameter of an inline is rebound below its top level: the caller's variable changes", "1.4", "warning"),
+    Rule("GG303", "write to a plain input of the entry: the host never sees it", "1.2", "error"),
+)  # fmt: skip
+
+RULES = {rule.code: rule for rule in _RULES}
+
+
+def rule(code: str) -> Rule:
+    """The rule of a code; KeyError for an unknown one (a bug of the emulator)."""
+    return RULES[code]

@@ -1,0 +1,96 @@
+"""The state of one emulated run: schedule, region, findings, origins of undefined memory, source positions.
+
+One run is active at a time per thread of control; ops reach it through `machine()`. Nothing else in the emulator is
+global.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from harness.devices.base import Finding, KernelFault
+from harness.devices.emulator import lint
+from harness.devices.emulator.variance import Schedule
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where compute ops may run: the body of a `pl.at`, of one block of a `pl.spmd`, or an incore function."""
+
+    kind: str  # "at" | "spmd" | "incore"
+    block: int = 0
+    blocks: int = 1
+    lane: int = 0
+
+
+@dataclass
+class Machine:
+    """One run of one entry. `files` are the kernel sources; a frame of theirs is a source position."""
+
+    schedule: Schedule
+    files: set[str]
+    region: Region | None = None
+    findings: list[Finding] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+    _origins: list[str] = field(default_factory=list)
+    _seen: set[tuple[str, str, int]] = field(default_factory=set)
+
+    def where(self) -> tuple[str, int]:
+        """File and line of the innermost kernel frame; ("<kernel>", 0) outside a kernel."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename in self.files:
+                return frame.f_code.co_filename, frame.f_lineno
+            frame = frame.f_back  # type: ignore[assignment]
+        return "<kernel>", 0
+
+    def origin(self, text: str) -> int:
+        """A number (from 1) that marks undefined memory; `origin_text` tells what it was and where it was born."""
+        file, line = self.where()
+        self._origins.append(f"{text} ({file}:{line})" if line else text)
+        return len(self._origins)
+
+    def origin_text(self, number: int) -> str:
+        return self._origins[number - 1]
+
+    def lint(self, code: str, message: str) -> None:
+        """Record the finding `code` at the current source line, once per line."""
+        file, line = self.where()
+        if (code, file, line) not in self._seen:
+            self._seen.add((code, file, line))
+            rule = lint.rule(code)
+            self.findings.append(Finding(code=code, message=message, file=file, line=line, severity=rule.severity))
+
+    def count(self, name: str, amount: int = 1) -> None:
+        self.counters[name] = self.counters.get(name, 0) + amount
+
+
+_CURRENT: ContextVar[Machine | None] = ContextVar("machine", default=None)
+
+
+def machine() -> Machine:
+    """The active run. Raises RuntimeError outside one: ops cannot be called from plain Python."""
+    current = _CURRENT.get()
+    if current is None:
+        raise RuntimeError("an emulator op was called outside a kernel run")
+    return current
+
+
+@contextmanager
+def running(run: Machine) -> Iterator[Machine]:
+    """Make `run` the active one for the duration of a with-block."""
+    token = _CURRENT.set(run)
+    try:
+        yield run
+    finally:
+        _CURRENT.reset(token)
+
+
+def fault(reason: str) -> KernelFault:
+    """The exception for an error of the kernel while it runs, at the current source line: `raise fault("…")`."""
+    file, line = machine().where()
+    return KernelFault(file, line, reason)

@@ -1,0 +1,294 @@
+"""What names in a kernel stand for: storage with shadow state, GM tensors, on-chip tiles, scalars, arrays.
+
+Storage keeps, beside the elements, a *taint*: per element 0, or the number of the origin that left it undefined
+(`Machine.origin`). Undefined floats are NaN, undefined integers a marked pattern, so that a leak is visible in the
+numbers too. Taint travels with the data; it is an error where it decides something (a scalar read, an index, a
+branch) and where it reaches an output of the entry. The taint tensor exists only while something is undefined, so
+fully defined data pays nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor as Torch
+
+from harness.devices.emulator.dtypes import BOOL, FP32, INDEX, DType
+from harness.devices.emulator.machine import fault, machine
+
+POISON_BYTE = 0xA5
+
+
+def poison(count: int, dtype: DType) -> Torch:
+    """`count` elements of memory that nobody has written: NaN for floats, 0xA5 bytes for the rest."""
+    if dtype.storage is None:
+        raise fault(f"{dtype} cannot be stored on this device")
+    if dtype.is_float:
+        return torch.full((count,), float("nan"), dtype=dtype.storage)
+    raw = torch.full((count * dtype.storage.itemsize,), POISON_BYTE, dtype=torch.uint8)
+    return raw.view(dtype.storage) if dtype.storage is not torch.bool else raw.bool()
+
+
+class Storage:
+    """A flat buffer of one element type with its taint. `data` is never replaced, so views of it stay valid."""
+
+    __slots__ = ("data", "dead", "dtype", "name", "readonly", "space", "taint")
+
+    def __init__(self, data: Torch, dtype: DType, name: str, space: str) -> None:
+        self.data = data
+        self.taint: Torch | None = None
+        self.dtype = dtype
+        self.name = name
+        self.space = space
+        self.dead: str | None = None  # why it may no longer be used (scope ended)
+        self.readonly = False  # a plain input of the entry: a write to it never reaches the host
+
+    @classmethod
+    def undefined(cls, count: int, dtype: DType, name: str, space: str) -> Storage:
+        """Fresh memory; every element is tainted with an origin at the current source line."""
+        storage = cls(poison(count, dtype), dtype, name, space)
+        mark = machine().origin(f"never-written element of {name}")
+        storage.taint = torch.full((count,), mark, dtype=torch.int32)
+        return storage
+
+    def need_taint(self) -> Torch:
+        """The taint tensor, created all-defined when there was none."""
+        if self.taint is None:
+            self.taint = torch.zeros(self.data.numel(), dtype=torch.int32)
+        return self.taint
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides in elements of a dense row-major array."""
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return tuple(strides)
+
+
+class View:
+    """A strided window of a storage."""
+
+    __slots__ = ("_data", "dtype", "offset", "shape", "storage", "strides")
+
+    def __init__(self, storage: Storage, dtype: DType, shape: Sequence[int], strides: Sequence[int], offset: int = 0):
+        self.storage = storage
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self.strides = tuple(strides)
+        self.offset = offset
+        self._data: Torch | None = None
+
+    @property
+    def name(self) -> str:
+        return self.storage.name
+
+    @property
+    def data(self) -> Torch:
+        """The elements as a torch view that aliases the storage."""
+        if self.storage.dead is not None:
+            raise fault(f"{self.name} is used after {self.storage.dead}")
+        if self._data is None:
+            self._data = torch.as_strided(self.storage.data, self.shape, self.strides, self.offset)
+        return self._data
+
+    @property
+    def taint(self) -> Torch | None:
+        """Origins of undefined elements as an aliasing view, None when the whole storage is defined."""
+        taint = self.storage.taint
+        return None if taint is None else torch.as_strided(taint, self.shape, self.strides, self.offset)
+
+    def check_writable(self) -> None:
+        """Raise when this is a plain input of the entry; every op that writes GM calls it first."""
+        if self.storage.readonly:
+            raise fault(f"write to the plain input {self.name}: declare it pl.Out or pl.InOut (GG303)")
+
+    def check_window(self, offsets: Sequence[int], shape: Sequence[int], what: str) -> None:
+        """Raise unless the window lies inside this view; the message names axis and extents."""
+        if len(offsets) != len(self.shape) or len(shape) != len(self.shape):
+            raise fault(f"{what} of {self.name} needs {len(self.shape)} offsets and extents, got {len(offsets)} and {len(shape)}")
+        for axis, (start, count, extent) in enumerate(zip(offsets, shape, self.shape, strict=True)):
+            if start < 0 or (count > 0 and start + count > extent):
+                raise fault(
+                    f"{what} of {self.name}{list(self.shape)} is out of bounds: axis {axis}, "
+                    f"elements {start}..{start + count - 1} of {extent}"
+                )
+
+    def _window(self, offsets: Sequence[int]) -> int:
+        return self.offset + sum(o * s for o, s in zip(offsets, self.strides, strict=True))
+
+
+class Tensor(View):
+    """A tensor in global memory (GM): an argument of the entry, scratch of orchestration, or a view of one."""
+
+    __slots__ = ("manual_dep",)
+
+    def __init__(self, storage: Storage, dtype: DType, shape: Sequence[int], strides: Sequence[int], offset: int = 0):
+        super().__init__(storage, dtype, shape, strides, offset)
+        self.manual_dep = False
+
+    @classmethod
+    def of(cls, data: Torch, dtype: DType, name: str) -> Tensor:
+        """Wrap host data (contiguous, fully defined) without a copy."""
+        return cls(Storage(data.reshape(-1), dtype, name, "GM"), dtype, data.shape, row_major(data.shape))
+
+    @classmethod
+    def undefined(cls, shape: Sequence[int], dtype: DType, name: str) -> Tensor:
+        return cls(Storage.undefined(math.prod(shape), dtype, name, "GM"), dtype, shape, row_major(shape))
+
+    def window(self, offsets: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Aliasing sub-tensor; bounds must have been checked."""
+        return Tensor(self.storage, self.dtype, shape, self.strides, self._window(offsets))
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.name}, {list(self.shape)}, {self.dtype})"
+
+
+class Tile(View):
+    """An on-chip buffer. Elements outside `valid` (a top-left box, one extent per axis) are undefined."""
+
+    __slots__ = ("space", "valid")
+
+    def __init__(
+        self,
+        storage: Storage,
+        dtype: DType,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        offset: int = 0,
+        valid: Sequence[int] | None = None,
+        space: str = "Vec",
+    ) -> None:
+        super().__init__(storage, dtype, shape, strides, offset)
+        self.valid = tuple(shape if valid is None else valid)
+        self.space = space
+
+    @classmethod
+    def of(
+        cls,
+        data: Torch,
+        dtype: DType,
+        *,
+        valid: Sequence[int] | None = None,
+        taint: Torch | None = None,
+        space: str = "Vec",
+        name: str = "tile",
+    ) -> Tile:
+        """A tile that owns `data`, a fresh tensor of the physical shape. `taint`, if any, has the same shape."""
+        data = data.contiguous()
+        storage = Storage(data.reshape(-1), dtype, name, space)
+        if taint is not None and bool(taint.any()):
+            storage.taint = taint.to(torch.int32).contiguous().reshape(-1)
+        return cls(storage, dtype, data.shape, row_major(data.shape), 0, valid, space)
+
+    @classmethod
+    def undefined(cls, shape: Sequence[int], dtype: DType, name: str, *, space: str = "Vec") -> Tile:
+        return cls(Storage.undefined(math.prod(shape), dtype, name, space), dtype, shape, row_major(shape), space=space)
+
+    @property
+    def full(self) -> bool:
+        """Whether every element of the physical shape is valid."""
+        return self.valid == self.shape
+
+    @property
+    def valid_data(self) -> Torch:
+        """The valid box as an aliasing view."""
+        return self.data if self.full else self.data[tuple(slice(v) for v in self.valid)]
+
+    @property
+    def valid_taint(self) -> Torch | None:
+        taint = self.taint
+        if taint is None or self.full:
+            return taint
+        return taint[tuple(slice(v) for v in self.valid)]
+
+    def window(self, offsets: Sequence[int], shape: Sequence[int], valid: Sequence[int]) -> Tile:
+        """Aliasing sub-tile; bounds must have been checked."""
+        return Tile(self.storage, self.dtype, shape, self.strides, self._window(offsets), valid, self.space)
+
+    def __repr__(self) -> str:
+        valid = "" if self.full else f", valid {list(self.valid)}"
+        return f"Tile({self.name}, {list(self.shape)}, {self.dtype}{valid}, {self.space})"
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A typed runtime scalar. Untyped ones are Python numbers: int = INDEX, float = an FP32 literal not yet rounded,
+    bool = Bool."""
+
+    value: int | float
+    dtype: DType
+
+    def __index__(self) -> int:
+        if not self.dtype.is_integer:
+            raise fault(f"a {self.dtype} scalar cannot be used as an index or extent; cast it to pl.INDEX")
+        return int(self.value)
+
+    def __bool__(self) -> bool:
+        raise fault(f"a condition must be Bool, not {self.dtype}: compare it with something")
+
+
+class Array:
+    """`pl.Array`: a fixed-length on-stack array of scalars or task ids."""
+
+    __slots__ = ("cells", "dtype")
+
+    def __init__(self, cells: list[object], dtype: DType) -> None:
+        self.cells = cells
+        self.dtype = dtype
+
+    def __getitem__(self, index: object) -> object:
+        return self.cells[self._position(index)]
+
+    def __setitem__(self, index: object, value: object) -> None:
+        self.cells[self._position(index)] = value
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def _position(self, index: object) -> int:
+        position = as_int(index, "array index")
+        if not 0 <= position < len(self.cells):
+            raise fault(f"array index {position} is outside 0..{len(self.cells) - 1}")
+        return position
+
+
+def as_int(value: object, what: str) -> int:
+    """An INDEX from a Python int or an integer Scalar. Raises for floats, Bools, tensors and tiles."""
+    if type(value) is int:
+        return value
+    if isinstance(value, Scalar) and value.dtype.is_integer:
+        return int(value.value)
+    raise fault(f"{what} must be an integer scalar, not {describe(value)}")
+
+
+def as_ints(values: object, what: str) -> tuple[int, ...]:
+    """A shape or offset list as Python ints."""
+    if not isinstance(values, (list, tuple)):
+        raise fault(f"{what} must be a list of integers, not {describe(values)}")
+    return tuple(as_int(v, what) for v in values)
+
+
+def scalar_dtype(value: int | float | bool | Scalar) -> DType:
+    """The DSL type of a scalar operand."""
+    if isinstance(value, Scalar):
+        return value.dtype
+    if isinstance(value, bool):
+        return BOOL
+    return FP32 if isinstance(value, float) else INDEX
+
+
+def describe(value: object) -> str:
+    """A value in the words of an error message."""
+    if isinstance(value, (Tensor, Tile)):
+        return f"a {'tensor' if isinstance(value, Tensor) else 'tile'} {list(value.shape)} {value.dtype}"
+    if isinstance(value, Scalar):
+        return f"a {value.dtype} scalar"
+    if isinstance(value, bool):
+        return "a Bool"
+    if isinstance(value, (int, float)):
+        return f"the number {value!r}"
+    return f"a {type(value).__name__}"
