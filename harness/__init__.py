@@ -1,0 +1,1 @@
+"""Runs kernels and judges what they wrote. Imports `specs` (and through it `goldens`); loads kernels as files."""
