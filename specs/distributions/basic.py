@@ -1,0 +1,147 @@
+"""Distributions that need nothing but their own stream: constants, tables, uniform, normal, patterns of rows.
+
+Floats are drawn in FP32 and cast to the declared dtype, to nearest even. Integer tensors take integer
+distributions only: nothing is rounded or truncated on the quiet.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specs.errors import SpecError
+from specs.streams import DrawContext
+from specs.tensors import Distribution, Number, TensorSpec
+
+
+@dataclass(frozen=True)
+class Normal:
+    """mean + std * N(0, 1)."""
+
+    std: float = 1.0
+    mean: float = 0.0
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Two FP32 roundings, then the cast."""
+        require_float(self, spec)
+        values = normals(ctx, spec.name, spec.shape).mul_(self.std).add_(self.mean)
+        return values.to(spec.dtype)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform in [low, high)."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """low + (high - low) * U, two FP32 roundings, then the cast (which may round up to `high`)."""
+        require_float(self, spec)
+        return uniforms(ctx, spec.name, spec.shape).mul_(self.high - self.low).add_(self.low).to(spec.dtype)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Uniform integers, both ends included."""
+
+    low: int
+    high: int
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Raises SpecError if the dtype cannot hold the range."""
+        if spec.dtype.is_floating_point or spec.dtype is torch.bool:
+            raise SpecError(f"{ctx.op}.{spec.name}: Integers cannot fill {spec.dtype}")
+        limits = torch.iinfo(spec.dtype)
+        if not limits.min <= self.low <= self.high <= limits.max:
+            raise SpecError(f"{ctx.op}.{spec.name}: {self.low}..{self.high} is not a range of {spec.dtype}")
+        drawn = ctx.rng(spec.name).integers(self.low, self.high, size=spec.shape, endpoint=True)
+        return torch.from_numpy(drawn).to(spec.dtype)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One value everywhere. NaN and infinity are allowed: they mark stale memory."""
+
+    value: Number
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Raises SpecError for a value that an integer dtype cannot hold."""
+        if not spec.dtype.is_floating_point:
+            require_integer(ctx.op, spec, self.value)
+        return torch.full(spec.shape, self.value, dtype=spec.dtype)
+
+
+@dataclass(frozen=True)
+class Values:
+    """Explicit contents, flat, in row-major order."""
+
+    values: tuple[Number, ...]
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Raises SpecError if there are not exactly as many values as elements."""
+        if len(self.values) != math.prod(spec.shape):
+            raise SpecError(
+                f"{ctx.op}.{spec.name}: {len(self.values)} values given for the shape {spec.shape}"
+            )
+        if not spec.dtype.is_floating_point:
+            for value in self.values:
+                require_integer(ctx.op, spec, value)
+        return torch.tensor(self.values, dtype=spec.dtype).reshape(spec.shape)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row r of the first axis comes from `pattern[r % len(pattern)]`; None stands for `base`.
+
+    Every entry of the pattern has a stream of its own: changing one kind of row leaves the others as they were.
+    """
+
+    base: Distribution
+    pattern: tuple[Distribution | None, ...]
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Raises SpecError if there are fewer rows than pattern entries: one would not occur."""
+        period = len(self.pattern)
+        if spec.shape[0] < period:
+            raise SpecError(
+                f"{ctx.op}.{spec.name}: a pattern of {period} rows needs as many, shape is {spec.shape}"
+            )
+        out = self.base.draw(ctx, spec)
+        for start, kind in enumerate(self.pattern):
+            if kind is not None:
+                rows = out[start::period]
+                rows.copy_(
+                    kind.draw(ctx, spec.replace(name=f"{spec.name}_row{start}", shape=tuple(rows.shape)))
+                )
+        return out
+
+
+def normals(ctx: DrawContext, label: str, shape: tuple[int, ...]) -> Tensor:
+    """FP32 standard normal numbers of the stream `label`."""
+    return torch.from_numpy(ctx.rng(label).standard_normal(shape, dtype="float32"))
+
+
+def uniforms(ctx: DrawContext, label: str, shape: tuple[int, ...]) -> Tensor:
+    """FP32 uniform numbers in [0, 1) of the stream `label`."""
+    return torch.from_numpy(ctx.rng(label).random(shape, dtype="float32"))
+
+
+def require_float(distribution: Distribution, spec: TensorSpec) -> None:
+    """Raise SpecError unless the tensor holds floats."""
+    if not spec.dtype.is_floating_point:
+        raise SpecError(f"{spec.name}: {type(distribution).__name__} cannot fill {spec.dtype}")
+
+
+def require_integer(op: str, spec: TensorSpec, value: Number) -> None:
+    """Raise SpecError unless `value` is an integer (or a bool for bool) that `spec.dtype` can hold."""
+    if spec.dtype is torch.bool:
+        if not isinstance(value, bool):
+            raise SpecError(f"{op}.{spec.name}: {value!r} is not a bool")
+        return
+    limits = torch.iinfo(spec.dtype)
+    if isinstance(value, bool) or not isinstance(value, int) or not limits.min <= value <= limits.max:
+        raise SpecError(f"{op}.{spec.name}: {value!r} is not an integer of {spec.dtype}")

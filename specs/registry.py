@@ -1,0 +1,274 @@
+"""`Op` and `Case`, and the two ways to get one: `load_op(name, ...)` and `all_ops()`.
+
+Ops are found by file name under `specs/ops`; nothing registers itself. The golden of an op is the function of the same
+name in the `goldens` module of the same name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from torch import Tensor
+
+import specs.ops
+from specs.errors import SpecError, unknown
+from specs.model import DEPLOYMENTS, PRESETS, Deployment, ModelConfig
+from specs.streams import DrawContext
+from specs.tensors import Distribution, Number, ScalarSpec, TensorSpec
+
+Inputs = Mapping[str, Tensor | Number]
+Masks = dict[str, Tensor | None]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """A named situation: other distributions for some inputs, other values for some scalars.
+
+    overrides   tensor name -> Distribution
+    scalars     scalar name -> value
+    tags        words to select by: "default", "edge", "magnitude", "skew", "invalid" (the golden must refuse it) ...
+    """
+
+    name: str
+    overrides: Mapping[str, Distribution] = field(default_factory=dict)
+    scalars: Mapping[str, Number] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overrides", MappingProxyType(dict(self.overrides)))
+        object.__setattr__(self, "scalars", MappingProxyType(dict(self.scalars)))
+
+    @property
+    def invalid(self) -> bool:
+        """Whether the contract forbids this input, so that the golden must refuse it."""
+        return "invalid" in self.tags
+
+
+def all_defined(op: Op, inputs: Inputs) -> Masks:
+    """The validity of an op whose outputs are defined everywhere."""
+    return {spec.name: None for spec in op.outputs}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op for one configuration: its signature, its cases, its inputs, its golden.
+
+    signature    specs in the order of the kernel's parameters
+    cases        at least one; the first is "default"
+    sizes        names of kernels/sizes.py -> value
+    kernel       the shipped kernel file, whose entry function has the op's name
+    parameters   keyword-only model parameters of the golden
+    validity     (op, inputs) -> masks, for `valid`
+    """
+
+    name: str
+    config: ModelConfig
+    deployment: Deployment
+    signature: tuple[TensorSpec | ScalarSpec, ...]
+    cases: tuple[Case, ...]
+    parameters: Mapping[str, Number] = field(default_factory=dict)
+    validity: Callable[[Op, Inputs], Masks] = all_defined
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+        _check_unique(self.name, "parameter", [spec.name for spec in self.signature])
+        _check_unique(self.name, "case", [case.name for case in self.cases])
+        if not self.cases or self.cases[0].name != "default":
+            raise SpecError(f"{self.name}: the first case must be 'default'")
+        for case in self.cases:
+            self._check_case(case)
+
+    @property
+    def inputs_spec(self) -> tuple[TensorSpec | ScalarSpec, ...]:
+        """What `inputs` draws: in and inout tensors and scalars, in signature order."""
+        return tuple(s for s in self.signature if isinstance(s, ScalarSpec) or s.is_input)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Out and inout tensors, in signature order."""
+        return tuple(s for s in self.signature if isinstance(s, TensorSpec) and s.is_output)
+
+    @property
+    def sizes(self) -> Mapping[str, int | float]:
+        """Values for the model and deployment names of kernels/sizes.py."""
+        return kernel_sizes(self.config, self.deployment)
+
+    @property
+    def kernel(self) -> Path:
+        """The shipped kernel file."""
+        return ROOT / "kernels" / f"{self.name}.py"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the golden's intermediates, in order of computation."""
+        stages: tuple[str, ...] = self._golden_module().STAGES
+        return stages
+
+    def case(self, name: str) -> Case:
+        """The case of that name. Raises SpecError with the known ones."""
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise unknown(f"case of {self.name}", name, [case.name for case in self.cases])
+
+    def inputs(self, case: str = "default", seed: int = 0) -> dict[str, Any]:
+        """In and inout tensors and scalars of a case, in signature order: fresh, contiguous, of the declared shape and dtype.
+
+        Each tensor has its own stream, keyed by (op, case, tensor, seed). Raises SpecError.
+        """
+        ctx = self.context(case, seed)
+        return {
+            spec.name: ctx.scalars[spec.name] if isinstance(spec, ScalarSpec) else ctx.tensor(spec.name)
+            for spec in self.inputs_spec
+        }
+
+    def input(self, name: str, case: str = "default", seed: int = 0) -> Tensor:
+        """One input tensor alone: the same bits as in `inputs`."""
+        return self.context(case, seed).tensor(name)
+
+    def context(self, case: str, seed: int) -> DrawContext:
+        """The draw context of a case, with the case's distributions and scalars in place. Raises SpecError."""
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise SpecError(f"{self.name}: seed is {seed!r}, expected an int >= 0")
+        chosen = self.case(case)
+        tensors: dict[str, TensorSpec] = {}
+        scalars: dict[str, Number] = {}
+        for spec in self.inputs_spec:
+            if isinstance(spec, ScalarSpec):
+                scalars[spec.name] = spec.replace(value=chosen.scalars.get(spec.name, spec.value)).value
+            else:
+                tensors[spec.name] = spec.replace(init=chosen.overrides.get(spec.name, spec.init))
+        return DrawContext(self.name, chosen.name, seed, self.config, self.deployment, tensors, scalars)
+
+    def golden(self, inputs: Inputs, taps: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Every out and inout tensor, by name. `taps`, if given, receives the named intermediates.
+
+        Raises SpecError if `inputs` is not what the signature says, and GoldenInputError for values out of contract.
+        """
+        self.check_inputs(inputs)
+        module = self._golden_module()
+        outputs: dict[str, Tensor] = getattr(module, self.name)(**inputs, **self.parameters, taps=taps)
+        return outputs
+
+    def valid(self, inputs: Inputs) -> Masks:
+        """Per output a bool mask of its shape, True where the contract defines the element, or None: all of it."""
+        return self.validity(self, inputs)
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Raise SpecError unless `inputs` has exactly the declared names, and each the declared dtype and shape."""
+        declared = {spec.name: spec for spec in self.inputs_spec}
+        for name in inputs:
+            if name not in declared:
+                raise unknown(f"input of {self.name}", name, declared)
+        for name, spec in declared.items():
+            if name not in inputs:
+                raise SpecError(f"{self.name}: input {name} is missing")
+            value = inputs[name]
+            if isinstance(spec, ScalarSpec):
+                if isinstance(value, Tensor):
+                    raise SpecError(f"{self.name}.{name}: got a tensor, expected a {spec.dtype} scalar")
+                spec.replace(value=value)
+            elif not isinstance(value, Tensor):
+                raise SpecError(f"{self.name}.{name}: got {type(value).__name__}, expected a tensor")
+            elif value.dtype != spec.dtype or tuple(value.shape) != spec.shape:
+                raise SpecError(
+                    f"{self.name}.{name}: got {value.dtype} {tuple(value.shape)}, expected {spec.dtype} {spec.shape}"
+                )
+
+    def _golden_module(self) -> ModuleType:
+        return importlib.import_module(f"goldens.{self.name}")
+
+    def _check_case(self, case: Case) -> None:
+        tensors = [s.name for s in self.inputs_spec if isinstance(s, TensorSpec)]
+        scalars = {s.name: s for s in self.inputs_spec if isinstance(s, ScalarSpec)}
+        for name in case.overrides:
+            if name not in tensors:
+                raise unknown(f"input tensor of {self.name} in case {case.name!r}", name, tensors)
+        for name, value in case.scalars.items():
+            if name not in scalars:
+                raise unknown(f"scalar of {self.name} in case {case.name!r}", name, scalars)
+            scalars[name].replace(value=value)
+
+
+def all_ops() -> list[str]:
+    """Names of all ops, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(specs.ops.__path__))
+
+
+def load_op(name: str, preset: str = "tiny", deployment: str = "decode", **overrides: Any) -> Op:
+    """The op for a preset and a deployment.
+
+    overrides   any ModelConfig field; `tokens` (T); `ep_world_size` (2, 4 or 8). A smaller expert-parallel world keeps the
+                number of experts per rank and so has fewer experts in all (contracts/dense.md, 1.4), unless
+                `n_routed_experts` is given too.
+
+    Raises SpecError: unknown names (with the known ones), and sizes that the op cannot do, with the reason.
+    """
+    if name not in all_ops():
+        raise unknown("op", name, all_ops())
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    if deployment not in DEPLOYMENTS:
+        raise unknown("deployment", deployment, DEPLOYMENTS)
+    config, chosen = _configured(PRESETS[preset], DEPLOYMENTS[deployment], dict(overrides))
+    op: Op = importlib.import_module(f"specs.ops.{name}").build(config, chosen)
+    return op
+
+
+def kernel_sizes(config: ModelConfig, deployment: Deployment) -> Mapping[str, int | float]:
+    """Values for the model and deployment names of kernels/sizes.py."""
+    return MappingProxyType(
+        {
+            "D": config.hidden_size,
+            "HC_MULT": config.hc_mult,
+            "HC_DIM": config.hc_dim,
+            "MIX_HC": config.mix_hc,
+            "HC_SINKHORN_ITERS": config.hc_sinkhorn_iters,
+            "HC_EPS": config.hc_eps,
+            "RMS_EPS": config.rms_norm_eps,
+            "MOE_INTER": config.moe_intermediate_size,
+            "N_EXPERTS": config.n_routed_experts,
+            "TOPK": config.num_experts_per_tok,
+            "ROUTED_SCALING": config.routed_scaling_factor,
+            "SWIGLU_LIMIT": config.swiglu_limit,
+            "N_HASH_LAYERS": config.num_hash_layers,
+            "VOCAB": config.vocab_size,
+            "T": deployment.tokens,
+            "EP_WORLD_SIZE": deployment.ep_world_size,
+            "N_LOCAL": deployment.local_experts(config),
+            "RECV_MAX": deployment.recv_max,
+        }
+    )
+
+
+def _configured(
+    config: ModelConfig, deployment: Deployment, overrides: dict[str, Any]
+) -> tuple[ModelConfig, Deployment]:
+    tokens = overrides.pop("tokens", None)
+    ranks = overrides.pop("ep_world_size", None)
+    known = [*config.__dataclass_fields__, "tokens", "ep_world_size"]
+    for field_name in overrides:
+        if field_name not in known:
+            raise unknown("override", field_name, known)
+    if tokens is not None:
+        deployment = deployment.with_tokens(tokens)
+    if ranks is not None:
+        per_rank = deployment.local_experts(config)
+        deployment = replace(deployment, ep_world_size=ranks)
+        overrides.setdefault("n_routed_experts", per_rank * ranks)
+    config = config.replace(**overrides)
+    deployment.local_experts(config)
+    return config, deployment
+
+
+def _check_unique(op: str, kind: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"{op}: two of its {kind}s are called {name!r}")
