@@ -1,0 +1,58 @@
+"""Checks of what a golden is given, worded in one place.
+
+`name` is "op: tensor", so that a message reads "gate: x_mixed has dtype float32, expected bfloat16". NaN and
+Inf are not rejected: they flow to the outputs, where the harness reports them.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from goldens.errors import GoldenInputError
+
+
+def expect(name: str, tensor: Tensor, shape: Sequence[int | None], dtype: torch.dtype) -> tuple[int, ...]:
+    """The shape of `tensor`, once it has the dtype and shape expected.
+
+    A None in `shape` takes any size; only the leading axis may be empty. Raises GoldenInputError.
+    """
+    if not isinstance(tensor, Tensor):
+        raise GoldenInputError(f"{name} is a {type(tensor).__name__}, expected a tensor")
+    if tensor.dtype != dtype:
+        raise GoldenInputError(f"{name} has dtype {_plain(tensor.dtype)}, expected {_plain(dtype)}")
+    found = tuple(tensor.shape)
+    if len(found) != len(shape) or any(
+        want not in (None, have) for want, have in zip(shape, found, strict=True)
+    ):
+        raise GoldenInputError(f"{name} has shape {_extents(found)}, expected {_extents(shape)}")
+    if 0 in found[1:]:
+        raise GoldenInputError(f"{name} has shape {_extents(found)}, expected no empty axis but the first")
+    return found
+
+
+def expect_integer(name: str, value: int) -> int:
+    """`value`, once it is an int that fits INT32. Raises GoldenInputError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise GoldenInputError(f"{name} is {value!r}, expected an int")
+    if not -(2**31) <= value < 2**31:
+        raise GoldenInputError(f"{name} is {value}, expected an INT32 value")
+    return value
+
+
+def expect_range(name: str, tensor: Tensor, low: int, high: int) -> None:
+    """Every element of an integer tensor lies in low..high, both included. Raises GoldenInputError for the
+    first.
+    """
+    outside = (tensor < low) | (tensor > high)
+    if bool(outside.any()):
+        index = tuple(int(i) for i in outside.nonzero()[0])
+        raise GoldenInputError(f"{name}{list(index)} is {int(tensor[index])}, expected {low}..{high}")
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _extents(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"

@@ -1,0 +1,163 @@
+"""Golden of gate, the front end of the MoE: norm, INT8 tokens, router scores, expert selection, weights.
+
+contracts/hc_gate_experts.md, section 3; the step numbers are those of 3.3. N experts, K of them per token.
+"""
+
+import torch
+from torch import Tensor
+
+from goldens.checks import expect, expect_integer, expect_range
+from goldens.errors import GoldenInputError
+from goldens.numerics.elementary import exp, inverse_sqrt, log1p
+from goldens.numerics.matmul import fp32_matmul
+from goldens.numerics.quant import quantize_rows
+from goldens.numerics.reduce import row_sum
+
+STAGES = (
+    "sum_squares", "inv_rms", "x_norm", "x_norm_i8", "x_norm_scale", "logits", "score", "biased", "indices",
+    "selected", "weights",
+)  # fmt: skip
+
+_ROW_TILE = 16  # rows that the device norms at a time
+
+
+def _normed_rows(active: int, t: int) -> int:
+    """Rows whose norm is defined: whole tiles of 16 up to the last active token."""
+    return min(t, -(-active // _ROW_TILE) * _ROW_TILE)
+
+
+def _inverse_rms(sum_squares: Tensor, d: int, rms_eps: float) -> Tensor:
+    """Step 2: 1 / sqrt(ss * (1/D) + eps), four roundings, 1/D rounded to FP32 first. [T, 1]"""
+    return inverse_sqrt(sum_squares * (1.0 / d) + rms_eps)
+
+
+def _norm(x: Tensor, inv_rms: Tensor, norm_w: Tensor) -> Tensor:
+    """Step 3: (x * inv) * w, two FP32 roundings, then BF16 RNE: all that follows uses the rounded values. [T,
+    D]
+    """
+    return ((x * inv_rms) * norm_w).to(torch.bfloat16)
+
+
+def _score(logits: Tensor) -> Tensor:
+    """Step 6: sqrt(softplus), softplus(l) = max(l, 0) + log1p(exp(-|l|)), accurate for every l. [T, N]
+
+    The device has no log1p; its form is up to 41 % off near l = -16 (contract 3.3). That is a tolerance, not
+    the truth.
+    """
+    softplus = logits.clamp(min=0.0) + log1p(exp(-logits.abs()))
+    return softplus.sqrt()
+
+
+def _table_ids(tid2eid: Tensor, input_ids: Tensor, active: int, n: int) -> Tensor:
+    """Step 8 in a hash layer: the row of each token's table entry, in table order. [T, K] INT32
+
+    The device reads the rows of inactive tokens too, so their ids must be valid as well. Dispatch has room
+    for one route per token and expert: an active token may not name an expert twice.
+    """
+    expect_range("gate: input_ids", input_ids, 0, tid2eid.shape[0] - 1)
+    ids = tid2eid[input_ids]
+    wrong = ((ids < 0) | (ids >= n)).any(dim=1)
+    ordered = ids[:active].sort(dim=1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
+    if bool(wrong.any()):
+        row = int(input_ids[wrong][0])
+        expect_range(f"gate: tid2eid[{row}]", tid2eid[row], 0, n - 1)
+    if bool(twice.any()):
+        token = int(twice.nonzero()[0])
+        row = int(input_ids[token])
+        repeated = ordered[token, 1:][ordered[token, 1:] == ordered[token, :-1]]
+        raise GoldenInputError(
+            f"gate: tid2eid[{row}] names expert {int(repeated[0])} twice (active token {token}), "
+            "expected distinct ids"
+        )
+    return ids
+
+
+def _top_ids(biased: Tensor, k: int) -> Tensor:
+    """Step 8 in a score layer: the k largest, best first; of equal values the lower id comes first. [T, K]
+    INT32
+    """
+    return biased.sort(dim=1, descending=True, stable=True).indices[:, :k].to(torch.int32)
+
+
+def _weights(selected: Tensor, routed_scaling: float) -> Tensor:
+    """Step 9: the share of each selected score (a true division, no epsilon), then times the factor. [T,
+    K]
+    """
+    return selected / row_sum(selected, "sequential") * routed_scaling
+
+
+def gate(
+    x_mixed: Tensor,
+    norm_w: Tensor,
+    gate_w: Tensor,
+    gate_bias: Tensor,
+    layer_id: int,
+    num_tokens: int,
+    tid2eid: Tensor,
+    input_ids: Tensor,
+    *,
+    rms_eps: float,
+    n_hash_layers: int,
+    routed_scaling: float,
+    taps: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Normalise and quantise the tokens, and choose K experts with weights for each active one.
+
+    x_mixed [T, D] BF16, norm_w [D] BF16, gate_w [N, D] FP32, gate_bias [N] FP32, tid2eid [VOCAB, K] INT32,
+    input_ids [T] INT64. Layers below n_hash_layers take their ids from tid2eid, the others the K best by
+    score + bias. The first num_tokens tokens are active, clamped to 0..T.
+
+    Returns x_norm [T, D] BF16, x_norm_i8 [T, D] INT8, x_norm_scale [T, 1] FP32, indices [T, K] INT32 and
+    weights [T, K] FP32. Inactive tokens have scale, ids and weights 0. From the first whole tile of 16 rows
+    without an active token on, x_norm and x_norm_i8 are undefined on the device and 0 here.
+
+    Raises GoldenInputError for a wrong shape or dtype, more ids than experts and, in a hash layer, for a
+    token id outside the table (active or not), an expert id outside 0..N-1, or one that an active token's row
+    has twice.
+    """
+    t, d = expect("gate: x_mixed", x_mixed, (None, None), torch.bfloat16)
+    expect("gate: norm_w", norm_w, (d,), torch.bfloat16)
+    n, _ = expect("gate: gate_w", gate_w, (None, d), torch.float32)
+    expect("gate: gate_bias", gate_bias, (n,), torch.float32)
+    _, k = expect("gate: tid2eid", tid2eid, (None, None), torch.int32)
+    expect("gate: input_ids", input_ids, (t,), torch.int64)
+    if k > n:
+        raise GoldenInputError(
+            f"gate: tid2eid has {k} ids per row, expected at most the {n} experts of gate_w"
+        )
+    hash_layer = expect_integer("gate: layer_id", layer_id) < n_hash_layers
+    active = min(max(expect_integer("gate: num_tokens", num_tokens), 0), t)
+    row = torch.arange(t).unsqueeze(1)
+
+    # Step 1. Rows that the device does not norm count as zero rows: their norm and codes are then 0.
+    x = x_mixed.float().masked_fill(row >= _normed_rows(active, t), 0.0)
+    sum_squares = row_sum(x * x)
+    inv_rms = _inverse_rms(sum_squares, d, rms_eps)
+    x_norm = _norm(x, inv_rms, norm_w.float())
+    x_norm_i8, scale = quantize_rows(x_norm.float())  # step 4
+    logits = fp32_matmul(x_norm.float(), gate_w)  # step 5
+    score = _score(logits)
+    biased = score + gate_bias  # step 7: the bias selects, it never weighs
+    chosen = _table_ids(tid2eid, input_ids, active, n) if hash_layer else _top_ids(biased, k)
+    selected = score.gather(1, chosen.long())
+    shares = _weights(selected, routed_scaling)
+
+    # Step 10. Inactive tokens.
+    x_norm_scale = scale.masked_fill(row >= active, 0.0)
+    indices = chosen.masked_fill(row >= active, 0)
+    weights = shares.masked_fill(row >= active, 0.0)
+
+    if taps is not None:
+        taps.update(
+            sum_squares=sum_squares, inv_rms=inv_rms, x_norm=x_norm, x_norm_i8=x_norm_i8,
+            x_norm_scale=x_norm_scale, logits=logits, score=score, biased=biased, indices=indices,
+            selected=selected, weights=weights,
+        )  # fmt: skip
+    return {
+        "x_norm": x_norm,
+        "x_norm_i8": x_norm_i8,
+        "x_norm_scale": x_norm_scale,
+        "indices": indices,
+        "weights": weights,
+    }

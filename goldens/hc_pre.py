@@ -1,0 +1,117 @@
+"""Golden of hc_pre: the sublayer input and the gates, from the hyper-connection streams of a token.
+
+contracts/hc_gate_experts.md, section 1; the step numbers are those of 1.3. HC streams, rows of the
+projection: HC for `pre`, HC for `post`, HC*HC for `comb` (row-major [in, out]).
+"""
+
+import torch
+from torch import Tensor
+
+from goldens.checks import expect
+from goldens.numerics.elementary import exp, inverse_sqrt, sigmoid
+from goldens.numerics.matmul import fp32_matmul
+from goldens.numerics.reduce import chunked_sum, row_sum
+
+STAGES = (
+    "sum_squares", "inv_rms", "raw", "mix", "logits", "pre", "post", "comb_softmax", "comb", "mixed", "x_mixed"
+)  # fmt: skip
+
+_K_SLICES = 16  # the device splits the flattened streams into this many slices
+_CHUNK = 512  # columns of one row sum in a slice
+
+
+def _sum_squares(x: Tensor) -> Tensor:
+    """Step 2: squares in FP32; row sums of 512 columns chained in a slice, slices ascending. [T, 1]"""
+    slices = [chunked_sum(part, _CHUNK) for part in (x * x).chunk(_K_SLICES, dim=1)]
+    return row_sum(torch.cat(slices, dim=1), "sequential")
+
+
+def _inverse_rms(sum_squares: Tensor, hc_dim: int, rms_eps: float) -> Tensor:
+    """Step 3: 1 / sqrt(ss * (1/HC_DIM) + eps), four roundings, 1/HC_DIM rounded to FP32 first. [T, 1]"""
+    return inverse_sqrt(sum_squares * (1.0 / hc_dim) + rms_eps)
+
+
+def _project(x: Tensor, hc_fn: Tensor) -> Tensor:
+    """Step 4: one rounded sum per K slice, slices added ascending in FP32. [T, MIX]"""
+    slices = zip(x.chunk(_K_SLICES, dim=1), hc_fn.chunk(_K_SLICES, dim=1), strict=True)
+    return row_sum(torch.stack([fp32_matmul(a, b) for a, b in slices], dim=2), "sequential").squeeze(2)
+
+
+def _logits(mix: Tensor, hc_scale: Tensor, hc_base: Tensor, hc: int) -> Tensor:
+    """Step 6: mix * scale + base, two roundings. Scale 0 is for the pre rows, 1 for post, 2 for comb. [T,
+    MIX]
+    """
+    gain = hc_scale.repeat_interleave(torch.tensor([hc, hc, hc * hc]))
+    return mix * gain + hc_base
+
+
+def _softmax(logits: Tensor, hc_eps: float) -> Tensor:
+    """Step 9: softmax of each `in` row by true division, sum left to right; then eps on every entry. [T, in,
+    out]
+    """
+    e = exp(logits - logits.amax(dim=2, keepdim=True))
+    return e / row_sum(e, "sequential") + hc_eps
+
+
+def _sinkhorn(comb: Tensor, iters: int, hc_eps: float) -> Tensor:
+    """Step 10: a column step, then iters - 1 times a row step and a column step. [T, in, out]"""
+    comb = _column_step(comb, hc_eps)
+    for _ in range(iters - 1):
+        comb = comb / (row_sum(comb, "sequential") + hc_eps)
+        comb = _column_step(comb, hc_eps)
+    return comb
+
+
+def _column_step(comb: Tensor, hc_eps: float) -> Tensor:
+    """Divide by the column sums, which are pairwise: (r0 + r1) + (r2 + r3)."""
+    return comb / (row_sum(comb.mT, "pairwise").mT + hc_eps)
+
+
+def _mix_streams(x: Tensor, pre: Tensor) -> Tensor:
+    """Step 11: gated sum over the streams, pairwise: (p0 + p1) + (p2 + p3). x [T, HC, D] to [T, D]"""
+    products = x * pre.unsqueeze(2)
+    return row_sum(products.transpose(1, 2), "pairwise").squeeze(2)
+
+
+def hc_pre(
+    x: Tensor,
+    hc_fn: Tensor,
+    hc_scale: Tensor,
+    hc_base: Tensor,
+    *,
+    rms_eps: float,
+    hc_eps: float,
+    sinkhorn_iters: int,
+    taps: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Project the normalised streams of each token to its gates, and mix the streams with the pre gates.
+
+    x [T, HC, D] BF16, hc_fn [MIX, HC*D] FP32, hc_scale [3] FP32, hc_base [MIX] FP32, with MIX = (2 + HC) *
+    HC. Returns x_mixed [T, D] BF16 (RNE), post [T, HC] FP32, comb [T, HC*HC] FP32, row-major [in, out]. Every
+    step is local to its token. Raises GoldenInputError for a wrong shape or dtype.
+    """
+    t, hc, d = expect("hc_pre: x", x, (None, None, None), torch.bfloat16)
+    expect("hc_pre: hc_fn", hc_fn, ((2 + hc) * hc, hc * d), torch.float32)
+    expect("hc_pre: hc_scale", hc_scale, (3,), torch.float32)
+    expect("hc_pre: hc_base", hc_base, ((2 + hc) * hc,), torch.float32)
+
+    streams = x.float()  # step 1, exact
+    flat = streams.reshape(t, hc * d)
+    sum_squares = _sum_squares(flat)
+    inv_rms = _inverse_rms(sum_squares, hc * d, rms_eps)
+    raw = _project(flat, hc_fn)
+    mix = raw * inv_rms  # step 5: after the projection, once per value
+    logits = _logits(mix, hc_scale, hc_base, hc)
+    pre = sigmoid(logits[:, :hc]) + hc_eps  # step 7: the epsilon is on pre only
+    post = sigmoid(logits[:, hc : 2 * hc]) * 2.0  # step 8
+    comb_softmax = _softmax(logits[:, 2 * hc :].reshape(t, hc, hc), hc_eps)
+    comb = _sinkhorn(comb_softmax, sinkhorn_iters, hc_eps).reshape(t, hc * hc)
+    mixed = _mix_streams(streams, pre)
+    x_mixed = mixed.to(torch.bfloat16)  # step 12
+
+    if taps is not None:
+        taps.update(
+            sum_squares=sum_squares, inv_rms=inv_rms, raw=raw, mix=mix, logits=logits, pre=pre, post=post,
+            comb_softmax=comb_softmax.reshape(t, hc * hc), comb=comb, mixed=mixed, x_mixed=x_mixed,
+        )  # fmt: skip
+    return {"x_mixed": x_mixed, "post": post, "comb": comb}

@@ -1,0 +1,1 @@
+"""Numeric building blocks of the goldens: rounding, quantisation, exact products, summation orders."""

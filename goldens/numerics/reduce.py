@@ -1,0 +1,97 @@
+"""Row sums of FP32 in a stated order (contracts/dense.md 2.3, contracts/pypto_dsl.md 3.10).
+
+Only element-wise additions are used, so that the order is the one that is written and no thread count changes
+it.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Order = Literal["exact", "device", "sequential", "pairwise"]
+
+_LANES = 64  # FP32 lanes of the vector unit
+
+
+def row_sum(x: Tensor, order: Order = "exact") -> Tensor:
+    """Sum FP32 `x` [..., n] over the last axis: FP32 [..., 1].
+
+    `exact` adds in FP64 and rounds once: the centre of all legal orders. `sequential` adds left to right.
+    `pairwise` adds adjacent pairs until one is left, an odd one out waits for the next round: (x0+x1)+(x2+x3)
+    for n = 4. `device` is the order of A2/A3: blocks of 64 columns are added lane by lane in adjacent pairs,
+    then the 64 lanes pairwise. Raises ValueError for another order or an empty row.
+    """
+    if x.shape[-1] == 0:
+        raise ValueError("row_sum of an empty row")
+    if order == "exact":
+        return _halves(x.double()).float()
+    if order == "sequential":
+        return _left_to_right(x)
+    if order == "pairwise":
+        return _adjacent_pairs(x)
+    if order == "device":
+        return _adjacent_pairs(_lanes(x))
+    raise ValueError(f"unknown summation order {order!r}, expected exact, device, sequential or pairwise")
+
+
+def chunked_sum(x: Tensor, chunk: int, order: Order = "exact") -> Tensor:
+    """Sum `chunk` columns at a time in the given order, then add the chunk sums left to right in FP32: [...,
+    1].
+
+    The last chunk is shorter where `chunk` does not divide n.
+    """
+    partial = [row_sum(part, order) for part in x.split(chunk, dim=-1)]
+    return _left_to_right(torch.cat(partial, dim=-1))
+
+
+def _left_to_right(x: Tensor) -> Tensor:
+    columns = x.split(1, dim=-1)
+    total = columns[0].clone()
+    for column in columns[1:]:
+        total += column
+    return total
+
+
+def _halves(x: Tensor) -> Tensor:
+    """The fastest tree: each half is contiguous. An odd column joins the first one."""
+    while (n := x.shape[-1]) > 1:
+        half = n // 2
+        total = x[..., :half] + x[..., half : 2 * half]
+        if n % 2:
+            total[..., :1] += x[..., -1:]
+        x = total
+    return x.clone()
+
+
+def _adjacent_pairs(x: Tensor) -> Tensor:
+    while (n := x.shape[-1]) > 1:
+        even = n - n % 2
+        x = torch.cat([x[..., 0:even:2] + x[..., 1:even:2], x[..., even:]], dim=-1)
+    return x.clone()
+
+
+def _lanes(x: Tensor) -> Tensor:
+    """The 64 partial sums of a row (all columns, where there are no more than 64).
+
+    Full blocks: r0+r1, r2+r3, ...; an odd last block is added to the first pair, and so is a ragged tail,
+    lane by lane. The pair sums are added in adjacent pairs until one is left, an odd one out to the last
+    pair's sum.
+    """
+    n = x.shape[-1]
+    if n <= _LANES:
+        return x
+    *blocks, tail = x.split(_LANES, dim=-1)
+    if tail.shape[-1] == _LANES:
+        blocks.append(tail)
+    sums = [a + b for a, b in zip(blocks[0::2], blocks[1::2], strict=False)]
+    if len(blocks) % 2:
+        sums[:1] = [sums[0] + blocks[-1]] if sums else [blocks[0].clone()]
+    if tail.shape[-1] < _LANES:
+        sums[0][..., : tail.shape[-1]] += tail
+    while len(sums) > 1:
+        paired = [a + b for a, b in zip(sums[0::2], sums[1::2], strict=False)]
+        if len(sums) % 2:
+            paired[-1] = paired[-1] + sums[-1]
+        sums = paired
+    return sums[0]
