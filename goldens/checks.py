@@ -41,9 +41,7 @@ def expect_integer(name: str, value: int) -> int:
 
 
 def expect_range(name: str, tensor: Tensor, low: int, high: int) -> None:
-    """Every element of an integer tensor lies in low..high, both included. Raises GoldenInputError for the
-    first.
-    """
+    """Every element of an integer tensor lies in low..high. Raises GoldenInputError for the first outside."""
     outside = (tensor < low) | (tensor > high)
     if bool(outside.any()):
         index = tuple(int(i) for i in outside.nonzero()[0])

@@ -32,9 +32,7 @@ def _inverse_rms(sum_squares: Tensor, d: int, rms_eps: float) -> Tensor:
 
 
 def _norm(x: Tensor, inv_rms: Tensor, norm_w: Tensor) -> Tensor:
-    """Step 3: (x * inv) * w, two FP32 roundings, then BF16 RNE: all that follows uses the rounded values. [T,
-    D]
-    """
+    """Step 3: (x * inv) * w, two FP32 roundings, then BF16 RNE. What follows uses the BF16 values. [T, D]"""
     return ((x * inv_rms) * norm_w).to(torch.bfloat16)
 
 
@@ -74,16 +72,12 @@ def _table_ids(tid2eid: Tensor, input_ids: Tensor, active: int, n: int) -> Tenso
 
 
 def _top_ids(biased: Tensor, k: int) -> Tensor:
-    """Step 8 in a score layer: the k largest, best first; of equal values the lower id comes first. [T, K]
-    INT32
-    """
+    """Step 8 in a score layer: the k largest, best first, of equals the lower id first. [T, K] INT32"""
     return biased.sort(dim=1, descending=True, stable=True).indices[:, :k].to(torch.int32)
 
 
 def _weights(selected: Tensor, routed_scaling: float) -> Tensor:
-    """Step 9: the share of each selected score (a true division, no epsilon), then times the factor. [T,
-    K]
-    """
+    """Step 9: the share of each selected score (true division, no epsilon), times the factor. [T, K]"""
     return selected / row_sum(selected, "sequential") * routed_scaling
 
 

@@ -6,6 +6,7 @@ projection: HC for `pre`, HC for `post`, HC*HC for `comb` (row-major [in, out]).
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from goldens.checks import expect
 from goldens.numerics.elementary import exp, inverse_sqrt, sigmoid
@@ -13,17 +14,24 @@ from goldens.numerics.matmul import fp32_matmul
 from goldens.numerics.reduce import chunked_sum, row_sum
 
 STAGES = (
-    "sum_squares", "inv_rms", "raw", "mix", "logits", "pre", "post", "comb_softmax", "comb", "mixed", "x_mixed"
+    "sum_squares", "inv_rms", "raw", "mix", "logits", "pre", "post", "comb_softmax", "comb", "mixed",
+    "x_mixed",
 )  # fmt: skip
 
 _K_SLICES = 16  # the device splits the flattened streams into this many slices
 _CHUNK = 512  # columns of one row sum in a slice
 
 
+def _slices(x: Tensor) -> Tensor:
+    """The K slices of the last axis, [..., 16, K/16]; where 16 does not divide K, zeros fill the last one."""
+    width = -(-x.shape[-1] // _K_SLICES)
+    filled: Tensor = pad(x, (0, _K_SLICES * width - x.shape[-1]))
+    return filled.reshape(*x.shape[:-1], _K_SLICES, width)
+
+
 def _sum_squares(x: Tensor) -> Tensor:
     """Step 2: squares in FP32; row sums of 512 columns chained in a slice, slices ascending. [T, 1]"""
-    slices = [chunked_sum(part, _CHUNK) for part in (x * x).chunk(_K_SLICES, dim=1)]
-    return row_sum(torch.cat(slices, dim=1), "sequential")
+    return row_sum(chunked_sum(_slices(x * x), _CHUNK).squeeze(2), "sequential")
 
 
 def _inverse_rms(sum_squares: Tensor, hc_dim: int, rms_eps: float) -> Tensor:
@@ -33,8 +41,8 @@ def _inverse_rms(sum_squares: Tensor, hc_dim: int, rms_eps: float) -> Tensor:
 
 def _project(x: Tensor, hc_fn: Tensor) -> Tensor:
     """Step 4: one rounded sum per K slice, slices added ascending in FP32. [T, MIX]"""
-    slices = zip(x.chunk(_K_SLICES, dim=1), hc_fn.chunk(_K_SLICES, dim=1), strict=True)
-    return row_sum(torch.stack([fp32_matmul(a, b) for a, b in slices], dim=2), "sequential").squeeze(2)
+    sums = fp32_matmul(_slices(x).transpose(0, 1), _slices(hc_fn).transpose(0, 1))
+    return row_sum(sums.movedim(0, 2), "sequential").squeeze(2)
 
 
 def _logits(mix: Tensor, hc_scale: Tensor, hc_base: Tensor, hc: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+_SPAN = 256  # columns of K in one library call: short sums have a small error bound
 _BLOCK = 256  # doubtful dot products settled at a time; bounds the memory
 
 
@@ -28,12 +29,9 @@ def int8_matmul_exact(a: Tensor, b_t: Tensor) -> Tensor:
 
 @cache
 def _int_mm_is_exact() -> bool:
-    """Whether torch._int_mm is exact here: without VNNI, x86 adds pairs of products in INT16, which
-    saturates.
-    """
-    extremes = torch.tensor([[-128, 127], [127, -128], [127, 127], [-128, -128]], dtype=torch.int8).repeat(
-        4, 64
-    )
+    """Whether torch._int_mm is exact here: x86 without VNNI adds product pairs in INT16, which saturates."""
+    pairs = torch.tensor([[-128, 127], [127, -128], [127, 127], [-128, -128]], dtype=torch.int8)
+    extremes = pairs.repeat(4, 64)
     operands = (extremes[:1], extremes[:3], extremes)
     try:
         return all(
@@ -44,23 +42,23 @@ def _int_mm_is_exact() -> bool:
 
 
 def fp32_matmul(a: Tensor, b_t: Tensor, order: Literal["exact"] = "exact") -> Tensor:
-    """a @ b_t^T for FP32 `a` [..., M, K] and `b_t` [..., N, K], accumulated in FP64 and rounded once: FP32
-    [..., M, N].
+    """a @ b_t^T, correctly rounded: FP32 `a` [..., M, K] and `b_t` [..., N, K] to FP32 [..., M, N].
 
     The products are exact in FP64. How a library orders the FP64 sum depends on the machine and the thread
     count; where that could change the FP32 rounding, the dot product is evaluated again in twice FP64's
-    precision, in a fixed order. So the result is the correctly rounded sum, on every machine.
+    precision, in a fixed order. So the result is the exact sum, rounded once, on every machine.
     """
     if order != "exact":
         raise ValueError(f"unknown accumulation order {order!r}, expected exact")
-    total = a.double() @ b_t.double().mT
-    # |error| <= (K - 1) u sum|a_k b_k| (1 + ...) with u = 2^-53, whatever the order, and sum|a_k b_k| <= |a|
-    # |b|. K + 16 also covers the roundings of the bound itself.
-    norms = _norm(a) * _norm(b_t).mT
-    bound = (a.shape[-1] + 16) * 2.0**-53 * norms
-    result = (total - bound).float()
-    doubtful = (result != (total + bound).float()) & bound.isfinite()
-    result = torch.where(bound.isfinite(), result, total.float())
+    k = a.shape[-1]
+    spans = zip(torch.split(a, _SPAN, dim=-1), torch.split(b_t, _SPAN, dim=-1), strict=True)
+    products = [left.double() @ right.double().mT for left, right in spans]
+    total = torch.stack(products).sum(dim=0) if len(products) > 1 else products[0]
+    # In any order a sum of n terms is off by at most (n - 1) u sum|term|, to first order, with u = 2^-53. So
+    # |error| <= (span + number of spans) u sum|a_k b_k|, and sum|a_k b_k| <= |a| |b|; 16 covers what is left.
+    bound = (min(k, _SPAN) + len(products) + 16) * 2.0**-53 * (_norm(a) * _norm(b_t).mT)
+    doubtful = ((total - bound).float() != (total + bound).float()) & bound.isfinite()
+    result = total.float()
     if bool(doubtful.any()):
         # Rows of both operands, laid out [..., M, N, K] without a copy.
         shape = (*result.shape, a.shape[-1])
@@ -71,12 +69,13 @@ def fp32_matmul(a: Tensor, b_t: Tensor, order: Literal["exact"] = "exact") -> Te
 
 
 def _norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
+    return norm
 
 
 def _rounded_dots(a: Tensor, b: Tensor) -> Tensor:
     """Row-wise dot products of FP32 `a` and `b` [F, K], FP32 [F]."""
-    blocks = zip(a.split(_BLOCK), b.split(_BLOCK), strict=True)
+    blocks = zip(torch.split(a, _BLOCK), torch.split(b, _BLOCK), strict=True)
     return torch.cat([_rounded_sums(x.double() * y.double()) for x, y in blocks])
 
 

@@ -13,8 +13,7 @@ QMAX = 127.0
 
 
 def quantize_rows(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise every row (last axis) of FP32 `v` [..., n]: INT8 codes [..., n] and FP32 dequant scales [...,
-    1].
+    """Quantise every row of FP32 `v` [..., n]: INT8 codes [..., n] and FP32 dequant scales [..., 1].
 
     v is about codes * scale. The scale is 1 / (127 / amax), two roundings: amax / 127 differs in a third of
     the rows. An all-zero row has codes 0 and scale 1e-4 / 127, not 0. A NaN in a row makes its scale NaN and

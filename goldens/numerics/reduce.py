@@ -1,7 +1,6 @@
 """Row sums of FP32 in a stated order (contracts/dense.md 2.3, contracts/pypto_dsl.md 3.10).
 
-Only element-wise additions are used, so that the order is the one that is written and no thread count changes
-it.
+Only element-wise additions are used: the order is the one written, whatever the number of threads.
 """
 
 from typing import Literal
@@ -36,17 +35,16 @@ def row_sum(x: Tensor, order: Order = "exact") -> Tensor:
 
 
 def chunked_sum(x: Tensor, chunk: int, order: Order = "exact") -> Tensor:
-    """Sum `chunk` columns at a time in the given order, then add the chunk sums left to right in FP32: [...,
-    1].
+    """Sum `chunk` columns at a time in the given order, then the chunk sums left to right in FP32: [..., 1].
 
     The last chunk is shorter where `chunk` does not divide n.
     """
-    partial = [row_sum(part, order) for part in x.split(chunk, dim=-1)]
+    partial = [row_sum(part, order) for part in torch.split(x, chunk, dim=-1)]
     return _left_to_right(torch.cat(partial, dim=-1))
 
 
 def _left_to_right(x: Tensor) -> Tensor:
-    columns = x.split(1, dim=-1)
+    columns = torch.split(x, 1, dim=-1)
     total = columns[0].clone()
     for column in columns[1:]:
         total += column
@@ -81,7 +79,7 @@ def _lanes(x: Tensor) -> Tensor:
     n = x.shape[-1]
     if n <= _LANES:
         return x
-    *blocks, tail = x.split(_LANES, dim=-1)
+    *blocks, tail = torch.split(x, _LANES, dim=-1)
     if tail.shape[-1] == _LANES:
         blocks.append(tail)
     sums = [a + b for a, b in zip(blocks[0::2], blocks[1::2], strict=False)]
