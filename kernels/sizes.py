@@ -1,8 +1,9 @@
 """Sizes the kernels of this package are built for. As it stands: FLASH, decode (T = 8), retiled by #672.
 
-The front end resolves names in a kernel body from the globals of the kernel's module, so sizes are plain numbers.
-The loader of the harness executes a kernel file once per configuration in a fresh module and binds a fresh copy of
-this one, with other values, to the name `kernels.sizes`. Symbols are those of contracts/dense.md, section 1.
+The front end resolves names in a kernel body from the globals of the kernel's module, so sizes are plain
+numbers. The loader of the harness executes a kernel file once per configuration in a fresh module and binds
+a fresh copy of this one, with other values, to the name `kernels.sizes`. Symbols are those of
+contracts/dense.md, section 1.
 """
 
 # Model
@@ -37,15 +38,22 @@ TILE_SETS = ("pr672", "before_pr672")
 TILE_SET = "pr672"
 
 
-def tile(extent: int, *, multiple: int = 1, pr672: int, before_pr672: int | None = None) -> int:
-    """Tile size along an axis of `extent` elements, for the tile set in force.
+def choose(*, pr672: int, before_pr672: int) -> int:
+    """The size of the tile set in force, for an axis whose extent is not known here (a dynamic T)."""
+    if TILE_SET not in TILE_SETS:
+        raise ValueError(f"unknown tile set {TILE_SET!r}, known are {', '.join(TILE_SETS)}")
+    return pr672 if TILE_SET == "pr672" else before_pr672
 
-    The named sizes are those of FLASH. Where the axis is too short for two such tiles, or the size does not divide it,
-    the largest multiple of `multiple` that divides the extent and leaves at least two tiles is taken, so that a small
-    preset still runs every loop more than once; an axis of one `multiple` is one tile.
-    Raises ValueError when no multiple of `multiple` divides the extent: a tail would be dropped.
+
+def tile(extent: int, *, multiple: int = 1, pr672: int, before_pr672: int | None = None) -> int:
+    """Tile size along an axis of `extent` elements, for the tile set in force; it divides the extent.
+
+    The named sizes are those of FLASH. Where the axis is too short for two such tiles, or the size does not
+    divide it, the largest multiple of `multiple` that divides the extent and leaves at least two tiles is
+    taken, so that a small preset still runs every loop more than once; an axis of one `multiple` is one
+    tile. Raises ValueError when no multiple of `multiple` divides the extent: a tail would be dropped.
     """
-    wanted = pr672 if TILE_SET == "pr672" or before_pr672 is None else before_pr672
+    wanted = choose(pr672=pr672, before_pr672=pr672 if before_pr672 is None else before_pr672)
     if extent % wanted == 0 and (extent >= 2 * wanted or wanted == multiple):
         return wanted
     for size in range(min(wanted, extent // 2) // multiple * multiple, 0, -multiple):
