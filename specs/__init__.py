@@ -1,1 +1,1 @@
-"""What an op's inputs and outputs are: signatures, cases, input distributions, validity. Imports `goldens`."""
+"""Inputs and outputs of ops: signatures, cases, input distributions, validity. Imports `goldens`."""

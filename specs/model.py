@@ -1,7 +1,7 @@
 """Model presets and deployments: frozen values, the facts of contracts/dense.md 1.1 to 1.4.
 
-FLASH, DEMO and PRO are the contract's. TINY is ours (design.md, section 10): the smallest sizes that keep every
-structure alive and satisfy the DSL's alignment rules.
+FLASH, DEMO and PRO are the contract's. TINY is ours (design.md, section 10): the smallest sizes that keep
+every structure alive and satisfy the DSL's alignment rules.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ TINY = FLASH.replace(
     o_groups=2,
     vocab_size=1024,
     moe_intermediate_size=128,
-    n_routed_experts=32,
+    n_routed_experts=64,
     num_hidden_layers=6,
     index_n_heads=4,
     index_topk=64,

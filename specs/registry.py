@@ -1,7 +1,7 @@
 """`Op` and `Case`, and the two ways to get one: `load_op(name, ...)` and `all_ops()`.
 
-Ops are found by file name under `specs/ops`; nothing registers itself. The golden of an op is the function of the same
-name in the `goldens` module of the same name.
+Ops are found by file name under `specs/ops`; nothing registers itself. The golden of an op is the function of
+the same name in the `goldens` module of that name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Case:
 
     overrides   tensor name -> Distribution
     scalars     scalar name -> value
-    tags        words to select by: "default", "edge", "magnitude", "skew", "invalid" (the golden must refuse it) ...
+    tags        words to select by: "default", "edge", "magnitude", "skew" ...; "invalid": must be refused
     """
 
     name: str
@@ -119,7 +119,7 @@ class Op:
         raise unknown(f"case of {self.name}", name, [case.name for case in self.cases])
 
     def inputs(self, case: str = "default", seed: int = 0) -> dict[str, Any]:
-        """In and inout tensors and scalars of a case, in signature order: fresh, contiguous, of the declared shape and dtype.
+        """In and inout tensors and scalars of a case, in signature order; tensors are fresh and contiguous.
 
         Each tensor has its own stream, keyed by (op, case, tensor, seed). Raises SpecError.
         """
@@ -134,7 +134,7 @@ class Op:
         return self.context(case, seed).tensor(name)
 
     def context(self, case: str, seed: int) -> DrawContext:
-        """The draw context of a case, with the case's distributions and scalars in place. Raises SpecError."""
+        """The draw context of a case: its distributions and scalars in place. Raises SpecError."""
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise SpecError(f"{self.name}: seed is {seed!r}, expected an int >= 0")
         chosen = self.case(case)
@@ -150,7 +150,7 @@ class Op:
     def golden(self, inputs: Inputs, taps: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Every out and inout tensor, by name. `taps`, if given, receives the named intermediates.
 
-        Raises SpecError if `inputs` is not what the signature says, and GoldenInputError for values out of contract.
+        Raises SpecError if `inputs` does not fit the signature, GoldenInputError for values out of contract.
         """
         self.check_inputs(inputs)
         module = self._golden_module()
@@ -158,11 +158,11 @@ class Op:
         return outputs
 
     def valid(self, inputs: Inputs) -> Masks:
-        """Per output a bool mask of its shape, True where the contract defines the element, or None: all of it."""
+        """Per output a bool mask of its shape, True where the contract defines the element; None: all are."""
         return self.validity(self, inputs)
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Raise SpecError unless `inputs` has exactly the declared names, and each the declared dtype and shape."""
+        """Raise SpecError unless `inputs` has the declared names, each of the declared dtype and shape."""
         declared = {spec.name: spec for spec in self.inputs_spec}
         for name in inputs:
             if name not in declared:
@@ -179,7 +179,8 @@ class Op:
                 raise SpecError(f"{self.name}.{name}: got {type(value).__name__}, expected a tensor")
             elif value.dtype != spec.dtype or tuple(value.shape) != spec.shape:
                 raise SpecError(
-                    f"{self.name}.{name}: got {value.dtype} {tuple(value.shape)}, expected {spec.dtype} {spec.shape}"
+                    f"{self.name}.{name}: got {value.dtype} {tuple(value.shape)}, "
+                    f"expected {spec.dtype} {spec.shape}"
                 )
 
     def _golden_module(self) -> ModuleType:
@@ -205,9 +206,9 @@ def all_ops() -> list[str]:
 def load_op(name: str, preset: str = "tiny", deployment: str = "decode", **overrides: Any) -> Op:
     """The op for a preset and a deployment.
 
-    overrides   any ModelConfig field; `tokens` (T); `ep_world_size` (2, 4 or 8). A smaller expert-parallel world keeps the
-                number of experts per rank and so has fewer experts in all (contracts/dense.md, 1.4), unless
-                `n_routed_experts` is given too.
+    overrides   any ModelConfig field; `tokens` (T); `ep_world_size` (2, 4 or 8). A smaller expert-parallel
+                world keeps the number of experts per rank and so has fewer experts in all
+                (contracts/dense.md, 1.4), unless `n_routed_experts` is given too.
 
     Raises SpecError: unknown names (with the known ones), and sizes that the op cannot do, with the reason.
     """
@@ -253,7 +254,7 @@ def _configured(
 ) -> tuple[ModelConfig, Deployment]:
     tokens = overrides.pop("tokens", None)
     ranks = overrides.pop("ep_world_size", None)
-    known = [*config.__dataclass_fields__, "tokens", "ep_world_size"]
+    known = [*(name for name in config.__dataclass_fields__ if name != "name"), "tokens", "ep_world_size"]
     for field_name in overrides:
         if field_name not in known:
             raise unknown("override", field_name, known)

@@ -1,7 +1,7 @@
 """Random streams: one counter-based generator per label, so that any tensor can be drawn alone, in any order.
 
-A stream is NumPy's Philox, keyed by the SHA-256 of (op, case, label, seed). Its bits depend on nothing else: not
-on which other tensors were drawn, nor on threads, nor on global state.
+A stream is NumPy's Philox, keyed by the SHA-256 of (op, case, label, seed). Its bits depend on nothing else:
+not on which other tensors were drawn, nor on threads, nor on global state.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`TensorSpec` and `ScalarSpec`: one parameter of a kernel each. Frozen, checked when made and when replaced.
 
-The rules answer the weaknesses of the reference harness (contracts/reference_harness.md, 2, 3 and 18.1): direction is
+They answer weaknesses of the reference harness (contracts/reference_harness.md, 2, 3, 18.1): direction is
 explicit, residency is checked on every path, scalars hold the value that the device sees.
 """
 
@@ -69,8 +69,8 @@ class TensorSpec:
     dtype     one of TENSOR_DTYPES
     init      the Distribution that fills it; required for "in" and "inout", None for "out"
     role      "in", "out" or "inout"
-    resident  None (moved for every dispatch), a worker number >= 0 that keeps the whole tensor, or "stacked": slice i of
-              the leading axis lives on device i. Not allowed for "out".
+    resident  None (moved for every dispatch), a worker number >= 0 that keeps the whole tensor, or "stacked":
+              slice i of the leading axis lives on device i. Not allowed for "out".
 
     Raises SpecError when a rule is broken, from the constructor and from `replace`.
     """
@@ -87,7 +87,7 @@ class TensorSpec:
         object.__setattr__(self, "shape", _checked_shape(self.name, self.shape))
         if self.dtype not in TENSOR_DTYPES:
             raise SpecError(
-                f"tensor {self.name}: dtype {self.dtype} is not one of the DSL's: {_dtype_names(TENSOR_DTYPES)}"
+                f"tensor {self.name}: dtype {self.dtype} is not one of {_dtype_names(TENSOR_DTYPES)}"
             )
         if self.role not in ROLES:
             raise SpecError(f"tensor {self.name}: role {self.role!r} is not one of {', '.join(ROLES)}")
@@ -125,7 +125,7 @@ class TensorSpec:
             raise SpecError(f"tensor {self.name}: role {self.role!r} needs a distribution as init")
         if not callable(getattr(self.init, "draw", None)):
             raise SpecError(
-                f"tensor {self.name}: init is {type(self.init).__name__}, expected a Distribution (specs.distributions)"
+                f"tensor {self.name}: init is {type(self.init).__name__}, expected a Distribution"
             )
 
     def _check_resident(self) -> None:
@@ -147,7 +147,7 @@ class TensorSpec:
             raise SpecError(f"tensor {self.name}: an output cannot be resident: nothing is uploaded for it")
         if mode == "stacked" and len(self.shape) < 2:
             raise SpecError(
-                f"tensor {self.name}: resident='stacked' needs a rank axis and a data axis, shape is {self.shape}"
+                f"tensor {self.name}: resident='stacked' needs a rank and a data axis, shape is {self.shape}"
             )
 
 
@@ -155,9 +155,9 @@ class TensorSpec:
 class ScalarSpec:
     """A scalar parameter.
 
-    value   checked against the dtype and stored as the Python number that the device sees: floats are rounded to nearest
-            even in `dtype` (BF16 0.1 is 0.10009765625). Integers must be ints in range, bool takes only bools, floats take
-            ints and floats; NaN, infinity and values that overflow to infinity are refused.
+    value   checked against the dtype and stored as the Python number that the device sees: floats are rounded
+            to nearest even in `dtype` (BF16 0.1 is 0.10009765625). Integers must be ints in range, bool takes
+            only bools, floats take ints and floats; NaN, infinity and overflow to infinity are refused.
 
     Raises SpecError.
     """
@@ -186,7 +186,7 @@ class ScalarSpec:
         return torch.tensor(self.value, dtype=self.dtype)
 
     def encoded(self) -> Number:
-        """What is passed to the device: the number, or for FP16 and BF16 its 16 bits as an unsigned integer."""
+        """What the device is passed: the number, or for FP16 and BF16 its 16 bits as an unsigned integer."""
         if self.dtype in (torch.float16, torch.bfloat16):
             return int(self.tensor().view(torch.int16).item()) & 0xFFFF
         return self.value
@@ -199,9 +199,7 @@ def _check_name(kind: str, name: object) -> None:
 
 def _checked_shape(name: str, shape: object) -> tuple[int, ...]:
     if not isinstance(shape, (tuple, list)) or not shape:
-        raise SpecError(
-            f"tensor {name}: shape {shape!r} is not a non-empty tuple of ints (a single number is a ScalarSpec)"
-        )
+        raise SpecError(f"tensor {name}: shape {shape!r} is not a non-empty tuple of ints")
     for extent in shape:
         if isinstance(extent, bool) or not isinstance(extent, int) or extent < 1:
             raise SpecError(

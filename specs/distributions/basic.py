@@ -7,14 +7,24 @@ distributions only: nothing is rounded or truncated on the quiet.
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specs.errors import SpecError
 from specs.streams import DrawContext
 from specs.tensors import Distribution, Number, TensorSpec
+
+PIECE = 1 << 20
+"""Elements per stream of a long tensor."""
+
+Fill = Callable[[np.random.Generator, np.ndarray], Any]
 
 
 @dataclass(frozen=True)
@@ -58,8 +68,9 @@ class Integers:
         limits = torch.iinfo(spec.dtype)
         if not limits.min <= self.low <= self.high <= limits.max:
             raise SpecError(f"{ctx.op}.{spec.name}: {self.low}..{self.high} is not a range of {spec.dtype}")
-        drawn = ctx.rng(spec.name).integers(self.low, self.high, size=spec.shape, endpoint=True)
-        return torch.from_numpy(drawn).to(spec.dtype)
+        dtype = str(spec.dtype).removeprefix("torch.")
+        drawn = ctx.rng(spec.name).integers(self.low, self.high, size=spec.shape, endpoint=True, dtype=dtype)
+        return torch.from_numpy(drawn)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class Values:
 class Rows:
     """Row r of the first axis comes from `pattern[r % len(pattern)]`; None stands for `base`.
 
-    Every entry of the pattern has a stream of its own: changing one kind of row leaves the others as they were.
+    Every entry has a stream of its own: changing one kind of row leaves the others as they were.
     """
 
     base: Distribution
@@ -122,12 +133,28 @@ class Rows:
 
 def normals(ctx: DrawContext, label: str, shape: tuple[int, ...]) -> Tensor:
     """FP32 standard normal numbers of the stream `label`."""
-    return torch.from_numpy(ctx.rng(label).standard_normal(shape, dtype="float32"))
+    return _filled(ctx, label, shape, lambda rng, out: rng.standard_normal(out=out, dtype=np.float32))
 
 
 def uniforms(ctx: DrawContext, label: str, shape: tuple[int, ...]) -> Tensor:
     """FP32 uniform numbers in [0, 1) of the stream `label`."""
-    return torch.from_numpy(ctx.rng(label).random(shape, dtype="float32"))
+    return _filled(ctx, label, shape, lambda rng, out: rng.random(out=out, dtype=np.float32))
+
+
+def _filled(ctx: DrawContext, label: str, shape: tuple[int, ...], fill: Fill) -> Tensor:
+    """An FP32 tensor filled piece by piece, each piece from its own stream: threads do not change the bits."""
+    flat = np.empty(math.prod(shape), dtype=np.float32)
+    pieces = range(0, flat.size, PIECE)
+
+    def fill_piece(start: int) -> None:
+        fill(ctx.rng(f"{label}#{start // PIECE}"), flat[start : start + PIECE])
+
+    if len(pieces) == 1:
+        fill_piece(0)
+    else:
+        with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as threads:
+            list(threads.map(fill_piece, pieces))
+    return torch.from_numpy(flat).reshape(shape)
 
 
 def require_float(distribution: Distribution, spec: TensorSpec) -> None:
