@@ -118,8 +118,9 @@ def expert_routed_inline(
                         gate = pl.minimum(gate, SWIGLU_LIMIT)
                         up = pl.maximum(pl.minimum(up, SWIGLU_LIMIT), -SWIGLU_LIMIT)
                     sigmoid = pl.recip(pl.add(pl.exp(pl.neg(gate)), 1.0))
-                    h = pl.set_validshape(pl.mul(pl.mul(gate, sigmoid), up), rows, ACT_COLS)
-                    h_fp32[0:BOX, n0 : n0 + ACT_COLS] = pl.fillpad(h, pad_value=pl.PadValue.zero)
+                    h = pl.mul(pl.mul(gate, sigmoid), up)
+                    received = pl.set_validshape(h, rows, ACT_COLS)
+                    h_fp32[0:BOX, n0 : n0 + ACT_COLS] = pl.fillpad(received, pad_value=pl.PadValue.zero)
 
                 with pl.at(
                     level=pl.Level.CORE_GROUP, name_hint="routed_quantise", deps=[act_task]
