@@ -1,8 +1,8 @@
 """Faults to plant in copies of the shipped kernels, each of which `verify` must catch.
 
-A fault replaces one piece of a kernel's source. The piece must occur exactly `occurs` times; the `nth` is replaced.
-`cases` are the cases of the op that expose it: each of them must fail, at `output`. The values are data, so that the
-list can be read, counted, and planted by other tools.
+A fault replaces one piece of a kernel's source. The piece must occur exactly `occurs` times; the `nth` is
+replaced. `cases` are the cases of the op that expose it: each of them must fail, at `output`. The list is
+data, so that it can be read, counted, and planted by other tools.
 """
 
 from __future__ import annotations
@@ -679,8 +679,8 @@ EXPERT_SHARED = (
     Fault(
         op="expert_shared",
         name="row_scale_missing",
-        before="up_rows = pl.row_expand_mul(pl.cast(up_acc, pl.FP32, mode=\"none\"), x_scale)",
-        after="up_rows = pl.cast(up_acc, pl.FP32, mode=\"none\")",
+        before='up_rows = pl.row_expand_mul(pl.cast(up_acc, pl.FP32, mode="none"), x_scale)',
+        after='up_rows = pl.cast(up_acc, pl.FP32, mode="none")',
         output="sh",
         why="the up branch is not dequantised by row",
     ),
