@@ -1,4 +1,4 @@
-"""Parameter annotations: `pl.Tensor[[…], dtype]`, `pl.Out`, `pl.InOut`, `pl.Scalar`, `pl.Array`, `pl.Tile`, `pl.dynamic`."""
+"""Parameter annotations: `pl.Tensor[[…], dtype]`, `pl.Out`, `pl.InOut`, `pl.Scalar`, `pl.Array`, `pl.dynamic`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class DistributedTensor:
 
 def _directed(item: Any, direction: str) -> TensorType:
     if not isinstance(item, TensorType):
-        raise TypeError(f"pl.{'Out' if direction == 'out' else 'InOut'} wraps a tensor annotation, got {item!r}")
+        raise TypeError(
+            f"pl.{'Out' if direction == 'out' else 'InOut'} wraps a tensor annotation, got {item!r}"
+        )
     return replace(item, direction=direction)
 
 

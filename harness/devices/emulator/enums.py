@@ -1,4 +1,4 @@
-"""Enumerations of the language, under their names in `pypto.language` (contracts/pypto_dsl.md 2.2, 2.5, 3.0, 3.8, 3.11)."""
+"""Enumerations, under their names in `pypto.language` (contracts/pypto_dsl.md 2.2, 2.5, 3.0, 3.8, 3.11)."""
 
 from __future__ import annotations
 

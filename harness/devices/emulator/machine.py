@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from harness.devices.base import Finding, KernelFault
 from harness.devices.emulator import lint
 from harness.devices.emulator.variance import Schedule
+
+if TYPE_CHECKING:
+    from harness.devices.emulator.values import Storage
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,14 @@ class Region:
 
 
 @dataclass
+class Scope:
+    """A runtime scope of orchestration. `born` are the storages created inside; they die with it."""
+
+    manual: bool
+    born: list[Storage] = field(default_factory=list)
+
+
+@dataclass
 class Machine:
     """One run of one entry. `files` are the kernel sources; a frame of theirs is a source position."""
 
@@ -36,7 +48,9 @@ class Machine:
     region: Region | None = None
     findings: list[Finding] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
+    scopes: list[Scope] = field(default_factory=list)
     _origins: list[str] = field(default_factory=list)
+    _numbers: dict[str, int] = field(default_factory=dict)
     _seen: set[tuple[str, str, int]] = field(default_factory=set)
 
     def where(self) -> tuple[str, int]:
@@ -49,10 +63,17 @@ class Machine:
         return "<kernel>", 0
 
     def origin(self, text: str) -> int:
-        """A number (from 1) that marks undefined memory; `origin_text` tells what it was and where it was born."""
+        """A number (from 1) that marks undefined memory; `origin_text` tells what it was and where it was born.
+
+        The same text at the same line gets the same number, so a loop does not grow the list.
+        """
         file, line = self.where()
-        self._origins.append(f"{text} ({file}:{line})" if line else text)
-        return len(self._origins)
+        full = f"{text} ({file}:{line})" if line else text
+        number = self._numbers.get(full)
+        if number is None:
+            self._origins.append(full)
+            number = self._numbers[full] = len(self._origins)
+        return number
 
     def origin_text(self, number: int) -> str:
         return self._origins[number - 1]
@@ -63,7 +84,25 @@ class Machine:
         if (code, file, line) not in self._seen:
             self._seen.add((code, file, line))
             rule = lint.rule(code)
-            self.findings.append(Finding(code=code, message=message, file=file, line=line, severity=rule.severity))
+            self.findings.append(
+                Finding(code=code, message=message, file=file, line=line, severity=rule.severity)
+            )
+
+    @contextmanager
+    def scope(self, *, manual: bool) -> Iterator[None]:
+        """Enter a runtime scope; at its end, memory born inside is dead."""
+        _, line = self.where()
+        self.scopes.append(Scope(manual))
+        try:
+            yield
+        finally:
+            for storage in self.scopes.pop().born:
+                storage.dead = f"the end of the scope that created it (line {line})"
+
+    def born(self, storage: Storage) -> None:
+        """Register GM memory created in orchestration with the innermost runtime scope."""
+        if self.scopes:
+            self.scopes[-1].born.append(storage)
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + amount

@@ -92,7 +92,10 @@ class View:
         if self.storage.dead is not None:
             raise fault(f"{self.name} is used after {self.storage.dead}")
         if self._data is None:
-            self._data = torch.as_strided(self.storage.data, self.shape, self.strides, self.offset)
+            flat = self.storage.data
+            # as_strided counts from the start of torch's memory, which host data need not start at.
+            start = flat.storage_offset() + self.offset
+            self._data = torch.as_strided(flat, self.shape, self.strides, start)
         return self._data
 
     @property
@@ -109,7 +112,7 @@ class View:
     def check_window(self, offsets: Sequence[int], shape: Sequence[int], what: str) -> None:
         """Raise unless the window lies inside this view; the message names axis and extents."""
         if len(offsets) != len(self.shape) or len(shape) != len(self.shape):
-            raise fault(f"{what} of {self.name} needs {len(self.shape)} offsets and extents, got {len(offsets)} and {len(shape)}")
+            raise fault(f"{what} of {self.name}{list(self.shape)}: offsets {list(offsets)}, extents {list(shape)}")
         for axis, (start, count, extent) in enumerate(zip(offsets, shape, self.shape, strict=True)):
             if start < 0 or (count > 0 and start + count > extent):
                 raise fault(

@@ -1,0 +1,88 @@
+"""Operations that move no data: block indices, typed literals, static checks, marks without numeric effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.devices.emulator import scalars
+from harness.devices.emulator.dtypes import DType
+from harness.devices.emulator.machine import fault, machine
+from harness.devices.emulator.optable import ANY, KERNEL, ORCHESTRATION, op
+from harness.devices.emulator.runtime import TaskId, check_deps
+from harness.devices.emulator.values import Tensor, describe
+
+
+@op("tile.get_block_idx", "get_block_idx", where=KERNEL)
+def get_block_idx() -> int:
+    """The index of this block in its dispatch, INDEX (2.4)."""
+    region = machine().region
+    assert region is not None
+    return region.block
+
+
+@op("tile.get_block_num", "get_block_num", where=KERNEL)
+def get_block_num() -> int:
+    """The number of blocks of this dispatch, INDEX (2.4)."""
+    region = machine().region
+    assert region is not None
+    return region.blocks
+
+
+@op("tile.get_subblock_idx", "get_subblock_idx", where=KERNEL)
+def get_subblock_idx() -> int:
+    """The vector lane of this core group, 0 or 1 (2.4)."""
+    region = machine().region
+    assert region is not None
+    return region.lane
+
+
+@op("const", where=ANY)
+def const(value: Any, dtype: Any) -> Any:
+    """A typed scalar literal (1.2)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise fault(f"pl.const takes a literal number, not {describe(value)}")
+    if not isinstance(dtype, DType):
+        raise fault(f"pl.const needs a dtype, not {describe(dtype)}")
+    if isinstance(value, float) and not dtype.is_float:
+        raise fault(f"pl.const({value}, {dtype}) is not an integer literal")
+    return scalars.make(value, dtype)
+
+
+@op("static_assert", where=ANY)
+def static_assert(condition: Any, message: str = "") -> None:
+    """A check at parse time; a false one refuses the kernel (1.6)."""
+    if not scalars.truth(condition):
+        raise fault(f"static_assert failed{': ' + message if message else ''}")
+
+
+@op("static_print", where=ANY)
+def static_print(*_: Any) -> None:
+    """Prints at parse time on the real front end; no effect here (1.6)."""
+
+
+@op("dump_tag", where=ANY)
+def dump_tag(value: Any) -> Any:
+    """Marks a tensor for debugging dumps; no effect (1.6)."""
+    return value
+
+
+@op("no_dep", where=ORCHESTRATION)
+def no_dep(value: Any) -> Any:
+    """The argument adds no automatic order (2.3)."""
+    if not isinstance(value, Tensor):
+        raise fault(f"pl.no_dep wraps a tensor, not {describe(value)}")
+    return value
+
+
+@op("system.task_dummy", where=ORCHESTRATION)
+def task_dummy(*, deps: Any = None) -> TaskId:
+    """An empty task for fan-in (2.6)."""
+    check_deps(deps)
+    machine().count("tasks")
+    return TaskId(machine().counters["tasks"])
+
+
+@op("system.syncall", where=KERNEL)
+def syncall(**_: Any) -> None:
+    """Barrier of all cores of a dispatch (2.4): blocks would have to run as coroutines."""
+    raise fault("pl.system.syncall is not supported by this emulator yet")

@@ -1,0 +1,213 @@
+"""The emulator as a `Device`: binds an op's inputs to a kernel's parameters, runs the entry, collects outputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.devices.base import DeviceRun, KernelFault, KernelRefused
+from harness.devices.emulator.annotations import DynVar, ScalarType, TensorType
+from harness.devices.emulator.dtypes import DType, from_torch
+from harness.devices.emulator.functions import KernelFunction, Parameter
+from harness.devices.emulator.loader import load_functions
+from harness.devices.emulator.machine import Machine, running
+from harness.devices.emulator.values import Tensor
+from harness.devices.emulator.variance import Schedule
+
+if TYPE_CHECKING:
+    from specs.registry import Op
+
+
+@dataclass(frozen=True)
+class EmulatorKernel:
+    """A loaded entry and every function of its file."""
+
+    path: Path
+    function: str
+    entry: KernelFunction
+    files: frozenset[str]
+
+
+class EmulatorDevice:
+    """PyPTO kernels executed on the CPU from their source, with device semantics. See the package docstring."""
+
+    name = "emulator"
+
+    def load(
+        self, path: Path, function: str, sizes: Mapping[str, int | float], tiles: str | None = None
+    ) -> EmulatorKernel:
+        """Load `function` of `path`. Raises KernelRefused (file, line, reason); lists the entries of the file when
+        the function is not one of them."""
+        functions = load_functions(path, sizes, tiles)
+        entries = [n for n, f in functions.items() if f.kind == "entry"]
+        chosen = functions.get(function)
+        if chosen is None and len(entries) == 1:
+            chosen = functions[entries[0]]
+        if chosen is None:
+            raise KernelRefused(
+                path, None, f"no entry {function!r}; @pl.jit functions here: {', '.join(entries) or 'none'}"
+            )
+        if chosen.kind != "entry":
+            raise KernelRefused(
+                path, chosen.line, f"{function} is a pl.jit.{chosen.kind} function, not an entry (@pl.jit)"
+            )
+        return EmulatorKernel(path, chosen.name, chosen, frozenset(_sources(chosen)))
+
+    def run(
+        self,
+        kernel: EmulatorKernel,
+        op: Op,
+        inputs: Mapping[str, torch.Tensor | int | float],
+        schedule: int = 0,
+    ) -> DeviceRun:
+        """Run once. Raises KernelRefused when the parameters are not the op's, KernelFault when the run fails."""
+        _check_parameters(kernel.entry, op)
+        return execute(kernel.entry, dict(inputs), schedule, files=kernel.files)
+
+
+def execute(
+    entry: KernelFunction,
+    inputs: Mapping[str, torch.Tensor | int | float],
+    schedule: int,
+    files: frozenset[str],
+) -> DeviceRun:
+    """Run an entry with inputs by parameter name. Out tensors take their shape from the annotation and the dynamic
+    dimensions of the others, and start undefined; inout tensors start as copies."""
+    machine = Machine(schedule=Schedule(schedule), files=set(files))
+    start = time.perf_counter()
+    with running(machine):
+        arguments = _arguments(entry, inputs)
+        try:
+            entry.compiled.run(*arguments.values())
+        except (KernelFault, KernelRefused):
+            raise
+        except Exception as error:
+            raise _as_fault(error, machine) from error
+        outputs: dict[str, torch.Tensor] = {}
+        undefined: dict[str, torch.Tensor | None] = {}
+        for parameter in entry.parameters:
+            if isinstance(parameter.type, TensorType) and parameter.type.direction != "in":
+                value = arguments[parameter.name]
+                outputs[parameter.name] = value.data
+                taint = value.taint
+                undefined[parameter.name] = None if taint is None or not bool(taint.any()) else taint != 0
+    seconds = time.perf_counter() - start
+    return DeviceRun(outputs, undefined, machine.findings, dict(machine.counters), seconds)
+
+
+def _arguments(entry: KernelFunction, inputs: Mapping[str, torch.Tensor | int | float]) -> dict[str, Any]:
+    dims: dict[str, int] = {}
+    bound: dict[str, Any] = {}
+    for parameter in entry.parameters:
+        if (
+            parameter.name in inputs
+            and isinstance(parameter.type, TensorType)
+            and parameter.type.direction != "out"
+        ):
+            bound[parameter.name] = _tensor_in(entry, parameter, inputs[parameter.name], dims)
+        elif isinstance(parameter.type, ScalarType):
+            if parameter.name not in inputs:
+                raise entry.refuse(f"no value for the scalar {parameter.name}")
+            bound[parameter.name] = _scalar_in(
+                entry, parameter.name, parameter.type.dtype, inputs[parameter.name]
+            )
+    arguments: dict[str, Any] = {}
+    for parameter in entry.parameters:
+        if parameter.name in bound:
+            arguments[parameter.name] = bound[parameter.name]
+        elif isinstance(parameter.type, TensorType) and parameter.type.direction == "out":
+            shape = [_extent(entry, parameter, d, dims) for d in parameter.type.shape]
+            arguments[parameter.name] = Tensor.undefined(shape, parameter.type.dtype, parameter.name)
+        else:
+            raise entry.refuse(f"no value for the parameter {parameter.name}")
+    return arguments
+
+
+def _extent(entry: KernelFunction, parameter: Parameter, dim: int | DynVar, dims: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    if dim.name not in dims:
+        raise entry.refuse(f"no input gives the dynamic dimension {dim.name} of {parameter.name}")
+    return dims[dim.name]
+
+
+def _tensor_in(entry: KernelFunction, parameter: Parameter, value: Any, dims: dict[str, int]) -> Tensor:
+    assert isinstance(parameter.type, TensorType)
+    if not isinstance(value, torch.Tensor):
+        raise entry.refuse(f"{parameter.name} must be a tensor, got {value!r}")
+    dtype = from_torch(value.dtype)
+    if dtype is not parameter.type.dtype:
+        raise entry.refuse(f"{parameter.name} is declared {parameter.type.dtype}, the input is {value.dtype}")
+    shape = tuple(value.shape)
+    declared = parameter.type.shape
+    if len(shape) != len(declared):
+        raise entry.refuse(
+            f"{parameter.name} is declared with {len(declared)} dimensions, the input has shape {list(shape)}"
+        )
+    for axis, (actual, dim) in enumerate(zip(shape, declared, strict=True)):
+        expected = dims.setdefault(dim.name, actual) if isinstance(dim, DynVar) else dim
+        if actual != expected:
+            words = f"{dim.name} = {expected}" if isinstance(dim, DynVar) else str(expected)
+            raise entry.refuse(
+                f"{parameter.name}: axis {axis} is declared {words}, the input has shape {list(shape)}"
+            )
+    writable = parameter.type.direction == "inout"
+    tensor = Tensor.of(value.contiguous().clone() if writable else value.contiguous(), dtype, parameter.name)
+    tensor.storage.readonly = not writable
+    return tensor
+
+
+def _scalar_in(entry: KernelFunction, name: str, dtype: DType, value: Any) -> int | float | bool:
+    """Entry scalars are compile-time constants: plain numbers in the body (1.2)."""
+    if isinstance(value, torch.Tensor):
+        value = value.item()
+    if not isinstance(value, (int, float)):
+        raise entry.refuse(f"{name} must be a number, got {value!r}")
+    return float(value) if dtype.is_float else value
+
+
+def _check_parameters(entry: KernelFunction, op: Op) -> None:
+    """The parameters must be the op's, by name, order, kind and direction."""
+    expected = [s.name for s in op.signature]
+    actual = [p.name for p in entry.parameters]
+    for position, (want, have) in enumerate(zip(expected, actual, strict=False)):
+        if want != have:
+            raise entry.refuse(
+                f"parameter {position + 1} of {entry.name} is {have!r}, {op.name} expects {want!r}"
+            )
+    if len(expected) != len(actual):
+        raise entry.refuse(
+            f"{entry.name} has {len(actual)} parameters, {op.name} expects {len(expected)}: {', '.join(expected)}"
+        )
+    roles = {o.name: o.role for o in op.outputs}
+    for parameter in entry.parameters:
+        direction = parameter.type.direction if isinstance(parameter.type, TensorType) else "in"
+        role = roles.get(parameter.name, "in")
+        if (role == "in") != (direction == "in"):
+            raise entry.refuse(
+                f"{parameter.name} is {direction!r} in {entry.name}, {op.name} declares it {role!r}"
+            )
+
+
+def _sources(entry: KernelFunction) -> set[str]:
+    """The file of the entry and of every kernel function its globals name."""
+    return {entry.file} | {f.file for f in entry.namespace.values() if isinstance(f, KernelFunction)}
+
+
+def _as_fault(error: Exception, machine: Machine) -> KernelFault:
+    """An error of an op (a wrong argument, an unsupported form) at the line of the kernel that called it."""
+    file, line = next(iter(machine.files), "<kernel>"), None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename in machine.files:
+            file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        trace = trace.tb_next
+    text = str(error) or type(error).__name__
+    return KernelFault(
+        file, line, text if isinstance(error, TypeError) else f"{type(error).__name__}: {text}"
+    )

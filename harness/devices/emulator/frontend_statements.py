@@ -1,0 +1,510 @@
+"""Statements of the kernel language: accepted and translated, or refused (pypto_dsl.md 1.3 to 1.6, 2)."""
+
+from __future__ import annotations
+
+import ast
+from typing import NoReturn
+
+from harness.devices.emulator import runtime
+from harness.devices.emulator.frontend_expressions import Expressions
+from harness.devices.emulator.functions import KernelFunction
+
+_REFUSED = {
+    ast.AugAssign: "augmented assignment",
+    ast.Assert: "assert",
+    ast.Delete: "del",
+    ast.Raise: "raise",
+    ast.Try: "try",
+    ast.FunctionDef: "a nested def",
+    ast.AsyncFunctionDef: "a nested async def",
+    ast.ClassDef: "a nested class",
+    ast.Import: "import",
+    ast.ImportFrom: "import",
+    ast.Global: "global",
+    ast.Nonlocal: "nonlocal",
+    ast.AsyncFor: "async for",
+    ast.AsyncWith: "async with",
+    ast.Match: "match",
+}
+_LOOPS = ("range", "parallel", "pipeline", "unroll")
+_INNER_EXITS = ("range", "while")  # loops that break and continue may leave
+
+
+class Statements:
+    """Translates the body of one function. `loops` are the kinds of the enclosing loops, innermost last; `private`
+    counts the enclosing bodies that became nested functions."""
+
+    def __init__(
+        self,
+        function: KernelFunction,
+        parameters: list[str],
+        writebacks: tuple[str, ...],
+        dims: dict[str, tuple[str, int]],
+    ) -> None:
+        self.function = function
+        self.writebacks = writebacks
+        self.expressions = Expressions(function, dims)
+        self.expressions.bound |= set(parameters)
+        self.expressions.locals |= set(parameters) | stored_names(function.tree.body)
+        self.loops: list[str] = []
+        self.private = 0
+        self.returns = False
+
+    # -- shorthand ----------------------------------------------------------------------------------
+
+    @property
+    def bound(self) -> set[str]:
+        return self.expressions.bound
+
+    def refuse(self, node: ast.AST, reason: str) -> NoReturn:
+        self.expressions.refuse(node, reason)
+
+    def bind(self, *names: str) -> None:
+        self.expressions.bound |= set(names)
+        self.expressions.partial -= set(names)
+
+    # -- bodies -------------------------------------------------------------------------------------
+
+    def body(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """The whole body of the function, with the final write-back return of an inline."""
+        for node in ast.walk(ast.Module(body=statements, type_ignores=[])):
+            if isinstance(node, ast.Return) and self.function.kind == "inline" and node is not statements[-1]:
+                self.refuse(node, "an inline has one return, as its last statement")
+        translated = self.block(statements)
+        if self.writebacks and not (statements and isinstance(statements[-1], ast.Return)):
+            translated.append(self._returning(None, statements[-1]))
+        return translated
+
+    def block(self, statements: list[ast.stmt]) -> list[ast.stmt]:
+        """A list of statements; never empty."""
+        out: list[ast.stmt] = []
+        for statement in statements:
+            for kind, words in _REFUSED.items():
+                if isinstance(statement, kind):
+                    self.refuse(statement, f"{words} is not accepted in a kernel")
+            method = getattr(self, f"_{type(statement).__name__.lower()}", None)
+            if method is None:
+                self.refuse(
+                    statement, f"the statement {type(statement).__name__} is not accepted in a kernel"
+                )
+            for new in method(statement):
+                # keep inner positions: only nodes made here lack one
+                ast.copy_location(new, statement)
+                out.append(new)
+        return out or [ast.Pass()]
+
+    # -- simple statements --------------------------------------------------------------------------
+
+    def _pass(self, node: ast.Pass) -> list[ast.stmt]:
+        return [ast.Pass()]
+
+    def _expr(self, node: ast.Expr) -> list[ast.stmt]:
+        value = node.value
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return []  # doc string
+        if not isinstance(value, ast.Call):
+            self.refuse(node, f"the statement {ast.unparse(node)!r} has no effect")
+        if isinstance(value.func, ast.Attribute) and value.func.attr == "bind_dynamic":
+            return []  # read by frontend._dynamic_dims
+        return self._assign_call(node, [], value) or [ast.Expr(value=self.expressions.expr(value))]
+
+    def _assign(self, node: ast.Assign) -> list[ast.stmt]:
+        if len(node.targets) != 1:
+            self.refuse(node, "assign to one name at a time")
+        return self._store(node, node.targets[0], node.value)
+
+    def _annassign(self, node: ast.AnnAssign) -> list[ast.stmt]:
+        if node.value is None:
+            self.refuse(node, "an annotated name needs a value")
+        return self._store(node, node.target, node.value)
+
+    def _store(self, node: ast.stmt, target: ast.expr, value: ast.expr) -> list[ast.stmt]:
+        if isinstance(target, ast.Subscript):
+            return self._store_item(node, target, value)
+        names = self._target_names(target)
+        if isinstance(value, ast.Call):
+            special = self._assign_call(node, names, value)
+            if special is not None:
+                return special
+        new = self.expressions.expr(value)
+        self.bind(*names)
+        return [ast.Assign(targets=[_names_store(names, isinstance(target, ast.Tuple))], value=new)]
+
+    def _target_names(self, target: ast.expr) -> list[str]:
+        if isinstance(target, ast.Name):
+            return [target.id]
+        if isinstance(target, ast.Tuple) and all(isinstance(e, ast.Name) for e in target.elts):
+            return [e.id for e in target.elts if isinstance(e, ast.Name)]
+        self.refuse(target, f"cannot assign to {ast.unparse(target)!r} in a kernel")
+
+    def _store_item(self, node: ast.stmt, target: ast.Subscript, value: ast.expr) -> list[ast.stmt]:
+        if not isinstance(target.value, ast.Name):
+            self.refuse(target, "the target of a subscript assignment must be a plain name")
+        base = self.expressions.expr(target.value)
+        index = self.expressions.index(target.slice)
+        return [ast.Expr(value=self.expressions.rt("set_item", base, index, self.expressions.expr(value)))]
+
+    def _return(self, node: ast.Return) -> list[ast.stmt]:
+        if self.private:
+            self.refuse(node, "return inside a with, spmd or lane body is not accepted")
+        self.returns = self.returns or node.value is not None
+        before: list[ast.stmt] = []
+        value = node.value
+        if isinstance(value, ast.Call):
+            name = "gg_result"
+            special = self._assign_call(node, [name], value)
+            if special is not None:
+                return [*special, self._returning(ast.Name(id=name, ctx=ast.Load()), node)]
+        new = None if value is None else self.expressions.expr(value)
+        return [*before, self._returning(new, node)]
+
+    def _returning(self, value: ast.expr | None, at: ast.AST) -> ast.stmt:
+        if not self.writebacks:
+            return ast.copy_location(ast.Return(value=value), at)
+        finals = ast.Tuple(elts=[ast.Name(id=n, ctx=ast.Load()) for n in self.writebacks], ctx=ast.Load())
+        pair = ast.Tuple(elts=[value or ast.Constant(value=None), finals], ctx=ast.Load())
+        return ast.copy_location(ast.Return(value=pair), at)
+
+    # -- calls that are whole statements ------------------------------------------------------------
+
+    def _assign_call(self, node: ast.stmt, names: list[str], call: ast.Call) -> list[ast.stmt] | None:
+        """Sub-function calls, pl.yield_ and pl.parallel's kin; None when the call is an ordinary operation."""
+        target = self.expressions.callee(call.func)
+        if isinstance(target, KernelFunction):
+            return self._sub_call(node, names, target, call)
+        if isinstance(target, runtime.Construct):
+            if target.name != "yield_":
+                self.refuse(node, f"{ast.unparse(call.func)} cannot stand here; {target.place}")
+            values = [self.expressions.expr(a) for a in call.args]
+            if len(values) != len(names):
+                self.refuse(node, f"pl.yield_ gives {len(values)} values to {len(names)} names")
+            self.bind(*names)
+            return [
+                ast.Assign(targets=[_names_store(names, True)], value=ast.Tuple(elts=values, ctx=ast.Load()))
+            ]
+        return None
+
+    def _sub_call(
+        self, node: ast.stmt, names: list[str], target: KernelFunction, call: ast.Call
+    ) -> list[ast.stmt]:
+        if target.kind in ("entry", "host"):
+            self.refuse(node, f"{target.name} is an entry (@pl.jit) and cannot be called from a kernel")
+        if target is self.function:
+            self.refuse(node, f"{target.name} calls itself")
+        arguments = self._bind_arguments(node, target, call)
+        compiled = target.compiled
+        if names and not compiled.returns:
+            self.refuse(node, f"{target.name} returns nothing")
+        new_call = self.expressions.rt(
+            "call", _global_ref(call.func), *(self.expressions.expr(a) for a in arguments)
+        )
+        order = [p.name for p in target.parameters]
+        carried: list[str] = []
+        for parameter in compiled.writebacks:
+            actual = arguments[order.index(parameter)]
+            if not isinstance(actual, ast.Name) or actual.id not in self.expressions.locals:
+                self.refuse(
+                    node,
+                    f"{target.name} rebinds its parameter {parameter} in a nested body: pass a variable",
+                )
+            carried.append(actual.id)
+        self.bind(*names, *carried)
+        value_target: ast.expr = (
+            _names_store(names, len(names) > 1) if names else ast.Name(id="gg_unused", ctx=ast.Store())
+        )
+        if not compiled.writebacks:
+            return [ast.Assign(targets=[value_target], value=new_call)]
+        pair = ast.Tuple(elts=[value_target, _names_store(carried, True)], ctx=ast.Store())
+        return [ast.Assign(targets=[pair], value=new_call)]
+
+    def _bind_arguments(self, node: ast.stmt, target: KernelFunction, call: ast.Call) -> list[ast.expr]:
+        """Arguments in parameter order; keywords become positional."""
+        order = [p.name for p in target.parameters]
+        if len(call.args) > len(order):
+            self.refuse(node, f"{target.name} takes {len(order)} arguments, got {len(call.args)}")
+        given = dict(zip(order, call.args, strict=False))
+        for keyword in call.keywords:
+            if keyword.arg not in order or keyword.arg in given:
+                self.refuse(node, f"{target.name} has no free parameter {keyword.arg!r}")
+            given[keyword.arg] = keyword.value
+        missing = [name for name in order if name not in given]
+        if missing:
+            self.refuse(node, f"{target.name}: argument {missing[0]!r} is missing")
+        return [given[name] for name in order]
+
+    # -- control flow -------------------------------------------------------------------------------
+
+    def _if(self, node: ast.If) -> list[ast.stmt]:
+        test = self.expressions.rt("truth", self.expressions.expr(node.test))
+        before = set(self.bound)
+        body = self.block(node.body)
+        after_body = set(self.bound)
+        self.expressions.bound = set(before)
+        orelse = self.block(node.orelse) if node.orelse else []
+        after_else = set(self.bound)
+        self.expressions.bound = after_body & after_else
+        self.expressions.partial |= (after_body ^ after_else) - self.bound
+        return [ast.If(test=test, body=body, orelse=orelse)]
+
+    def _while(self, node: ast.While) -> list[ast.stmt]:
+        if node.orelse:
+            self.refuse(node, "while … else is not accepted in a kernel")
+        test = self.expressions.rt("truth", self.expressions.expr(node.test))
+        return [ast.While(test=test, body=self._loop_body("while", node.body), orelse=[])]
+
+    def _loop_body(self, kind: str, body: list[ast.stmt]) -> list[ast.stmt]:
+        self.loops.append(kind)
+        translated = self.block(body)
+        self.loops.pop()
+        return translated
+
+    def _break(self, node: ast.Break) -> list[ast.stmt]:
+        return [self._exit(node, "break", ast.Break())]
+
+    def _continue(self, node: ast.Continue) -> list[ast.stmt]:
+        return [self._exit(node, "continue", ast.Continue())]
+
+    def _exit(self, node: ast.stmt, word: str, new: ast.stmt) -> ast.stmt:
+        if not self.loops or self.loops[-1] not in _INNER_EXITS:
+            self.refuse(node, f"{word} belongs to the innermost pl.range or while")
+        return new
+
+    def _for(self, node: ast.For) -> list[ast.stmt]:
+        if node.orelse:
+            self.refuse(node, "for … else is not accepted in a kernel")
+        if not isinstance(node.iter, ast.Call):
+            self.refuse(
+                node,
+                f"a loop runs over pl.range and its kin, not over {ast.unparse(node.iter)!r}",
+            )
+        target = self.expressions.callee(node.iter.func)
+        if not isinstance(target, runtime.Construct):
+            self.refuse(node, f"a loop cannot run over {ast.unparse(node.iter)!r}")
+        if target.name in _LOOPS:
+            return self._counted(node, node.iter, target.name)
+        if target.name in ("spmd", "split_aiv"):
+            return self._lanes(node, node.iter, target.name)
+        if target.name == "while_":
+            return self._while_carried(node, node.iter)
+        self.refuse(node, f"a loop cannot run over {ast.unparse(node.iter.func)}")
+
+    def _counted(self, node: ast.For, call: ast.Call, kind: str) -> list[ast.stmt]:
+        init = next((k.value for k in call.keywords if k.arg == "init_values"), None)
+        keywords = [k for k in self.expressions.keywords(call) if k.arg != "init_values"]
+        bounds = [self.expressions.expr(a) for a in call.args]
+        if kind == "unroll" and not all(isinstance(b, ast.Constant) for b in bounds):
+            self.refuse(node, "pl.unroll takes literal bounds")
+        variable, carried = self._loop_header(node, init)
+        iterator = self.expressions.rt(f"{kind}_", *bounds, keywords=keywords)
+        out: list[ast.stmt] = []
+        if carried:
+            assert init is not None
+            out.append(self._initial(node, carried, init))
+        before = set(self.bound)
+        self.bind(variable)
+        body = self._loop_body(kind, node.body)
+        if variable not in before:
+            self.expressions.bound.discard(variable)
+        out.append(
+            ast.For(target=ast.Name(id=variable, ctx=ast.Store()), iter=iterator, body=body, orelse=[])
+        )
+        return out + self._after_yield(node, carried)
+
+    def _loop_header(self, node: ast.For, init: ast.expr | None) -> tuple[str, list[str]]:
+        """The loop variable and the carried names of `for i` or `for i, (a, b)`."""
+        target = node.target
+        if isinstance(target, ast.Name):
+            if init is not None:
+                self.refuse(node, "init_values= needs the header `for i, (names) in …`")
+            return target.id, []
+        if isinstance(target, ast.Tuple) and len(target.elts) == 2 and isinstance(target.elts[0], ast.Name):
+            if init is None:
+                self.refuse(node, "a header with carried names needs init_values=")
+            return target.elts[0].id, self._target_names(target.elts[1])
+        self.refuse(node, f"the loop header {ast.unparse(target)!r} is not accepted")
+
+    def _initial(self, node: ast.For, names: list[str], init: ast.expr) -> ast.stmt:
+        if not isinstance(init, (ast.Tuple, ast.List)) or len(init.elts) != len(names):
+            self.refuse(node, f"init_values= must be a tuple of {len(names)} values")
+        values = [self.expressions.expr(e) for e in init.elts]
+        self.bind(*names)
+        return ast.Assign(targets=[_names_store(names, True)], value=ast.Tuple(elts=values, ctx=ast.Load()))
+
+    def _after_yield(self, node: ast.For, carried: list[str]) -> list[ast.stmt]:
+        """`a, b = pl.yield_(…)` ends a body: it feeds the carried names, and a, b are their values after the loop."""
+        last = node.body[-1]
+        if not carried or not (isinstance(last, ast.Assign) and isinstance(last.value, ast.Call)):
+            return []
+        target = self.expressions.callee(last.value.func)
+        if not (isinstance(target, runtime.Construct) and target.name == "yield_"):
+            return []
+        names = self._target_names(last.targets[0])
+        if len(names) != len(carried):
+            self.refuse(last, f"pl.yield_ gives {len(names)} values, the loop carries {len(carried)}")
+        return [ast.Assign(targets=[_names_store(names, True)], value=_names_load(carried))]
+
+    def _while_carried(self, node: ast.For, call: ast.Call) -> list[ast.stmt]:
+        """`for (a, b) in pl.while_(init_values=(…)): pl.cond(…); …; a, b = pl.yield_(…)`."""
+        init = next((k.value for k in call.keywords if k.arg == "init_values"), None)
+        if init is None:
+            self.refuse(node, "pl.while_ needs init_values=")
+        carried = self._target_names(node.target)
+        start = self._initial(node, carried, init)
+        first = node.body[0]
+        if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Call) and len(first.value.args) == 1
+                and ast.unparse(first.value.func).endswith(".cond")):  # fmt: skip
+            self.refuse(node, "the first statement of a pl.while_ body is pl.cond(…)")
+        test = self.expressions.rt("truth", self.expressions.expr(first.value.args[0]))
+        body = self._loop_body("while", node.body[1:])
+        return [start, ast.While(test=test, body=body, orelse=[]), *self._after_yield(node, carried)]
+
+    # -- bodies that become nested functions --------------------------------------------------------
+
+    def _lanes(self, node: ast.For, call: ast.Call, kind: str) -> list[ast.stmt]:
+        """`for i in pl.spmd(n)` and `for lane in pl.split_aiv(2)`: the body runs once per block or lane."""
+        if not isinstance(node.target, ast.Name):
+            self.refuse(node, f"pl.{kind} has one loop variable")
+        if any(k.arg == "init_values" for k in call.keywords):
+            self.refuse(node, f"pl.{kind} carries no values between its bodies")
+        arguments = [self.expressions.expr(a) for a in call.args]
+        keywords = self.expressions.keywords(call)
+        name, definition = self._nested(node, node.body, kind, first=node.target.id, keep=())
+        run = self.expressions.rt(kind, ast.Name(id=name, ctx=ast.Load()), *arguments, keywords=keywords)
+        return [definition, ast.Expr(value=run)]
+
+    def _with(self, node: ast.With) -> list[ast.stmt]:
+        if len(node.items) != 1:
+            self.refuse(node, "one context per with")
+        item = node.items[0]
+        call = item.context_expr
+        target = self.expressions.callee(call.func) if isinstance(call, ast.Call) else None
+        if not isinstance(call, ast.Call) or not isinstance(target, runtime.Construct):
+            self.refuse(node, f"`with {ast.unparse(call)}` is not a context of pypto.language")
+        if item.optional_vars is not None and not isinstance(item.optional_vars, ast.Name):
+            self.refuse(node, "`as` binds one name")
+        tid = item.optional_vars.id if isinstance(item.optional_vars, ast.Name) else None
+        arguments = [self.expressions.expr(a) for a in call.args]
+        keywords = self.expressions.keywords(call)
+        if target.name in ("scope", "manual_scope", "cluster"):
+            if tid is not None:
+                self.refuse(node, f"pl.{target.name} gives no task id")
+            context = self.expressions.rt(target.name, *arguments, keywords=keywords)
+            return [ast.With(items=[ast.withitem(context_expr=context)], body=self.block(node.body))]
+        if target.name == "at":
+            return self._at(node, tid, arguments, keywords)
+        if target.name == "spmd":
+            return self._with_spmd(node, tid, arguments, keywords)
+        self.refuse(node, f"pl.{target.name} is not a context")
+
+    def _at(
+        self, node: ast.With, tid: str | None, arguments: list[ast.expr], keywords: list[ast.keyword]
+    ) -> list[ast.stmt]:
+        keep = tuple(sorted(stored_names(node.body)))
+        name, definition = self._nested(node, node.body, "at", first=None, keep=keep)
+        run = self.expressions.rt("at", ast.Name(id=name, ctx=ast.Load()), *arguments, keywords=keywords)
+        if tid is not None:
+            self.bind(tid)
+        outputs = [n for n in keep if n in self.bound]
+        target = ast.Tuple(
+            elts=[ast.Name(id=tid or "gg_unused", ctx=ast.Store()), _names_store(outputs, True)],
+            ctx=ast.Store(),
+        )
+        return [definition, ast.Assign(targets=[target], value=run)]
+
+    def _with_spmd(
+        self, node: ast.With, tid: str | None, arguments: list[ast.expr], keywords: list[ast.keyword]
+    ) -> list[ast.stmt]:
+        if not _reads_block_index(node.body) and not self._is_single_call(node.body):
+            self.refuse(
+                node,
+                "the body of `with pl.spmd` is one call of an incore function or reads pl.tile.get_block_idx()",
+            )
+        if tid is None and any(k.arg == "deps" for k in keywords):
+            self.refuse(node, "deps= on `with pl.spmd` needs `as tid`")
+        name, definition = self._nested(node, node.body, "spmd", first="gg_block", keep=())
+        run = self.expressions.rt("spmd", ast.Name(id=name, ctx=ast.Load()), *arguments, keywords=keywords)
+        if tid is not None:
+            self.bind(tid)
+        target = ast.Name(id=tid or "gg_unused", ctx=ast.Store())
+        return [definition, ast.Assign(targets=[target], value=run)]
+
+    def _is_single_call(self, body: list[ast.stmt]) -> bool:
+        if (
+            len(body) != 1
+            or not isinstance(body[0], (ast.Expr, ast.Assign))
+            or not isinstance(body[0].value, ast.Call)
+        ):
+            return False
+        target = self.expressions.callee(body[0].value.func)
+        return isinstance(target, KernelFunction) and target.kind == "incore"
+
+    def _nested(
+        self, node: ast.stmt, body: list[ast.stmt], kind: str, *, first: str | None, keep: tuple[str, ...]
+    ) -> tuple[str, ast.stmt]:
+        """The body as a nested function. Its parameters: `first`, then a snapshot of the outer names it reads.
+
+        `keep` are the names whose final values it returns and that stay visible; other names it assigns are private.
+        """
+        before = set(self.bound)
+        read = loaded_names(body) & before - {first or ""}
+        if first is not None:
+            self.bind(first)
+        self.private += 1
+        outer_loops, self.loops = self.loops, []
+        translated = self.block(body)
+        self.loops = outer_loops
+        self.private -= 1
+        if first is not None and keep == ():
+            self.expressions.bound = before
+        outputs = [n for n in keep if n in self.bound]
+        read |= {n for n in outputs if n in before}  # a kept name may be assigned on some path only
+        translated.append(ast.copy_location(ast.Return(value=_names_load(outputs)), node))
+        names = sorted(read)
+        name = f"gg_{kind}_{node.lineno}"
+        definition = ast.FunctionDef(
+            name=name,
+            args=ast.arguments(
+                posonlyargs=[],
+                args=[ast.arg(arg=n) for n in ([first] if first else []) + names],
+                kwonlyargs=[],
+                kw_defaults=[],
+                defaults=[ast.Name(id=n, ctx=ast.Load()) for n in names],
+            ),
+            body=translated,
+            decorator_list=[],
+        )
+        if hasattr(definition, "type_params"):
+            definition.type_params = []
+        return name, definition
+
+
+def stored_names(body: list[ast.stmt]) -> set[str]:
+    """Every name that the statements assign, at any depth."""
+    module = ast.Module(body=body, type_ignores=[])
+    return {n.id for n in ast.walk(module) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+
+
+def loaded_names(body: list[ast.stmt]) -> set[str]:
+    """Every name that the statements read, at any depth."""
+    module = ast.Module(body=body, type_ignores=[])
+    return {n.id for n in ast.walk(module) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+
+
+def _reads_block_index(body: list[ast.stmt]) -> bool:
+    module = ast.Module(body=body, type_ignores=[])
+    return any(isinstance(n, ast.Attribute) and n.attr == "get_block_idx" for n in ast.walk(module))
+
+
+def _names_store(names: list[str], as_tuple: bool) -> ast.expr:
+    if not as_tuple:
+        return ast.Name(id=names[0], ctx=ast.Store())
+    return ast.Tuple(elts=[ast.Name(id=n, ctx=ast.Store()) for n in names], ctx=ast.Store())
+
+
+def _names_load(names: list[str]) -> ast.expr:
+    return ast.Tuple(elts=[ast.Name(id=n, ctx=ast.Load()) for n in names], ctx=ast.Load())
+
+
+def _global_ref(func: ast.expr) -> ast.expr:
+    assert isinstance(func, ast.Name)
+    return ast.Name(id=func.id, ctx=ast.Load())

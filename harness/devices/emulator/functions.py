@@ -1,0 +1,132 @@
+"""Decorated functions of a kernel file: kind, parameters, source (contracts/pypto_dsl.md 1.1, 1.2).
+
+The Python body is never executed. A `KernelFunction` keeps the syntax tree; `frontend` turns it, once, when
+it is first needed, into a function that the runtime executes.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness.devices.base import KernelRefused
+from harness.devices.emulator import annotations as types
+
+
+@lru_cache(maxsize=256)
+def _parse(path: str, stamp: tuple[int, int]) -> ast.Module:
+    return ast.parse(Path(path).read_text(encoding="utf-8"), filename=path)
+
+
+def source_tree(path: str) -> ast.Module:
+    """The syntax tree of a kernel file, parsed anew when the file has changed."""
+    status = Path(path).stat()
+    return _parse(path, (status.st_mtime_ns, status.st_size))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    type: types.Annotation
+
+
+class KernelFunction:
+    """A function under one of the `pl.jit` decorators.
+
+    `kind`: "entry" (`pl.jit`), "host", "inline", "incore", "opaque". `options` are the decorator's keywords.
+    """
+
+    def __init__(self, python: Callable[..., Any], kind: str, options: Mapping[str, Any]) -> None:
+        self.python = python
+        self.kind = kind
+        self.options = dict(options)
+        self.name = python.__name__
+        self.file = python.__code__.co_filename
+        self.line = python.__code__.co_firstlineno
+        self.__name__ = python.__name__
+        self.__doc__ = python.__doc__
+
+    def __repr__(self) -> str:
+        return f"<pl.jit {self.kind} {self.name} {self.file}:{self.line}>"
+
+    def refuse(self, reason: str, line: int | None = None) -> KernelRefused:
+        return KernelRefused(self.file, line or self.line, reason)
+
+    @property
+    def namespace(self) -> dict[str, Any]:
+        """The globals that names of the body resolve to."""
+        return self.python.__globals__
+
+    @cached_property
+    def tree(self) -> ast.FunctionDef:
+        for node in ast.walk(source_tree(self.file)):
+            if isinstance(node, ast.FunctionDef) and node.name == self.name:
+                first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
+                if self.line in (first, node.lineno):
+                    return node
+        raise self.refuse(f"the source of {self.name} was not found")
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Parameters in order with their evaluated annotations."""
+        arguments = self.tree.args
+        if arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.posonlyargs:
+            raise self.refuse(f"{self.name}: *args, **kwargs and keyword-only parameters are not accepted")
+        if arguments.defaults:
+            raise self.refuse(f"{self.name}: parameters take no default values")
+        return tuple(Parameter(a.arg, self._annotation(a)) for a in arguments.args)
+
+    def _annotation(self, argument: ast.arg) -> types.Annotation:
+        if argument.annotation is None:
+            raise self.refuse(f"parameter {argument.arg} of {self.name} has no annotation", argument.lineno)
+        value = self.python.__annotations__.get(argument.arg)
+        if isinstance(value, str):  # the file has `from __future__ import annotations`
+            try:
+                value = eval(value, self.namespace)
+            except Exception as error:
+                raise self.refuse(f"annotation of {argument.arg}: {error}", argument.lineno) from error
+        if isinstance(value, (types.TensorType, types.ScalarType, types.ArrayType)):
+            return value
+        from harness.devices.emulator.dtypes import DType
+
+        if isinstance(value, DType):
+            return types.ScalarType(value)
+        raise self.refuse(
+            f"annotation of {argument.arg} is not a type of pypto.language: {value!r}", argument.lineno
+        )
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The executable form (`frontend.Compiled`); raises KernelRefused with file, line and reason."""
+        from harness.devices.emulator import frontend
+
+        return frontend.compile_function(self)
+
+
+class Jit:
+    """The decorator object `pl.jit` with its variants `host`, `inline`, `incore`, `opaque`."""
+
+    def __init__(self, kind: str, accepted: tuple[str, ...]) -> None:
+        self._kind = kind
+        self._accepted = accepted
+
+    def __call__(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        for name in options:
+            if name not in self._accepted:
+                raise TypeError(f"pl.jit ({self._kind}) does not take {name}=")
+        if function is None:
+            return lambda python: KernelFunction(python, self._kind, options)
+        return KernelFunction(function, self._kind, options)
+
+
+class JitFamily(Jit):
+    def __init__(self) -> None:
+        super().__init__("entry", ("auto_scope",))
+        self.host = Jit("host", ("auto_scope",))
+        self.inline = Jit("inline", ("auto_scope",))
+        self.incore = Jit("incore", ("level",))
+        self.opaque = Jit("opaque", ())

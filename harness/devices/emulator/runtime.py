@@ -1,0 +1,319 @@
+"""What rewritten kernel code calls: loops, regions, blocks, scopes, sub-functions, subscripts (pypto_dsl.md 1.3, 2).
+
+Scalar operators are in `scalars` and are reached through this module too, so that rewritten code needs one name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from harness.devices.emulator import enums
+from harness.devices.emulator.functions import KernelFunction
+from harness.devices.emulator.machine import Region, fault, machine
+from harness.devices.emulator.ops.subscript import subscript_load, subscript_store
+from harness.devices.emulator.scalars import (  # rewritten code calls these as runtime.<name>
+    add,
+    and_,
+    eq,
+    floordiv,
+    ge,
+    gt,
+    invert,
+    le,
+    lshift,
+    lt,
+    mod,
+    mul,
+    ne,
+    neg,
+    not_,
+    or_,
+    rshift,
+    sub,
+    truediv,
+    truth,
+)  # fmt: skip
+from harness.devices.emulator.values import Array, Tile, View, as_int, describe
+
+ALIAS = "__goldengate_runtime__"  # the name of this module in the globals of a kernel file
+ENUMS = (
+    enums.Level, enums.MemorySpace, enums.ScopeMode, enums.SplitMode, enums.AtomicType, enums.PadValue,
+    enums.MaskPattern, enums.TensorLayout, enums.FunctionType,
+)  # fmt: skip
+slice_ = slice
+
+
+@dataclass(frozen=True)
+class Construct:
+    """A name of the language that the front end rewrites; it is no value and no operation. `place` says where it may
+    stand."""
+
+    name: str
+    place: str
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"pl.{self.name} has a meaning inside a kernel only: {self.place}")
+
+
+CONSTRUCTS = (
+    Construct("range", "write `for i in pl.range(…):`"),
+    Construct("parallel", "write `for i in pl.parallel(…):`"),
+    Construct("pipeline", "write `for i in pl.pipeline(…, stage=k):`"),
+    Construct("unroll", "write `for i in pl.unroll(…):`"),
+    Construct("while_", "write `for (a,) in pl.while_(init_values=(…)):`"),
+    Construct("cond", "it is the first statement of a pl.while_ body"),
+    Construct("yield_", "write `a = pl.yield_(…)` as the last statement of a loop or branch"),
+    Construct("spmd", "write `for i in pl.spmd(n):` or `with pl.spmd(n):`"),
+    Construct("split_aiv", "write `for lane in pl.split_aiv(2, mode=…):`"),
+    Construct("at", "write `with pl.at(…):`"),
+    Construct("scope", "write `with pl.scope():`"),
+    Construct("manual_scope", "write `with pl.manual_scope():`"),
+    Construct("cluster", "write `with pl.cluster():`"),
+)
+
+
+@dataclass(frozen=True)
+class TaskId:
+    """An opaque task id; `None` is the invalid one."""
+
+    number: int
+
+
+# -- loops ------------------------------------------------------------------------------------------
+
+
+def _bounds(kind: str, bounds: tuple[Any, ...]) -> range:
+    if not 1 <= len(bounds) <= 3:
+        raise fault(f"pl.{kind} takes 1 to 3 bounds, got {len(bounds)}")
+    values = [as_int(b, f"bound of pl.{kind}") for b in bounds]
+    if len(values) == 3 and values[2] <= 0 and kind != "unroll":
+        raise fault(f"pl.{kind} with step {values[2]}: loops never count down")
+    if len(values) == 3 and values[2] == 0:
+        raise fault("pl.unroll with step 0")
+    return range(*values)
+
+
+def range_(*bounds: Any) -> Iterable[int]:
+    return _bounds("range", bounds)
+
+
+def pipeline_(*bounds: Any, stage: Any = None) -> Iterable[int]:
+    """Sequential semantics; `stage` copies of the body's tiles cost capacity, not bits."""
+    if type(stage) is not int or stage < 1:
+        raise fault("pl.pipeline needs a constant stage= of at least 1")
+    return _bounds("pipeline", bounds)
+
+
+def unroll_(*bounds: Any) -> Iterable[int]:
+    return _bounds("unroll", bounds)
+
+
+def parallel_(*bounds: Any) -> Iterable[int]:
+    """Iterations are asserted independent: in orchestration their order is the schedule's, in a kernel plain."""
+    steps = _bounds("parallel", bounds)
+    if machine().region is not None:
+        return steps
+    return [steps[i] for i in machine().schedule.order(len(steps))]
+
+
+# -- regions and blocks -----------------------------------------------------------------------------
+
+
+def check_deps(deps: Any) -> None:
+    """`deps=` holds task ids, None, or one whole array of them."""
+    if deps is None or (
+        isinstance(deps, Array) and all(c is None or isinstance(c, TaskId) for c in deps.cells)
+    ):
+        return
+    entries = deps if isinstance(deps, list) else None
+    if entries is None:
+        raise fault(f"deps= takes a list of task ids, not {describe(deps)}")
+    for entry in entries:
+        if isinstance(entry, Array) and len(entries) == 1:
+            check_deps(entry)
+        elif entry is not None and not isinstance(entry, TaskId):
+            raise fault(f"deps= takes task ids, not {describe(entry)}")
+
+
+@contextmanager
+def _region(region: Region, what: str) -> Iterator[None]:
+    run = machine()
+    if run.region is not None:
+        raise fault(f"{what} inside pl.{run.region.kind} is refused: compute regions do not nest")
+    run.region = region
+    try:
+        yield
+    finally:
+        run.region = None
+
+
+def _task() -> TaskId:
+    run = machine()
+    run.count("tasks")
+    return TaskId(run.counters["tasks"])
+
+
+def at(
+    body: Callable[[], tuple[Any, ...]],
+    level: Any = None,
+    role: Any = None,
+    *,
+    optimizations: Any = None,
+    deps: Any = None,
+    no_dep_args: Any = None,
+    dumps: Any = None,
+    allow_early_resolve: bool = False,
+    name_hint: str = "",
+    windowize: bool = False,
+) -> tuple[TaskId, tuple[Any, ...]]:
+    """`with pl.at(…)`: one compute kernel, one task (2.2). Returns its id and the names it assigned."""
+    if not isinstance(level, enums.Level):
+        raise fault("pl.at needs a level, e.g. level=pl.Level.CORE_GROUP")
+    check_deps(deps)
+    with _region(Region("at"), "pl.at"):
+        outputs = body()
+    return _task(), outputs
+
+
+def spmd(
+    body: Callable[[int], Any],
+    core_num: Any,
+    *,
+    sync_start: bool = False,
+    name_hint: str = "",
+    optimizations: Any = None,
+    deps: Any = None,
+    allow_early_resolve: bool = False,
+    predicate: Any = None,
+) -> TaskId:
+    """One task of `core_num` blocks in any order (2.4); the order is the schedule's."""
+    check_deps(deps)
+    run = machine()
+    count = as_int(core_num, "block count of pl.spmd")
+    if count < 0:
+        raise fault(f"pl.spmd with {count} blocks")
+    if count == 0:
+        run.lint("GG304", "pl.spmd is launched with 0 blocks")
+    for block in run.schedule.order(count):
+        with _region(Region("spmd", block, count), "pl.spmd"):
+            body(block)
+    run.count("blocks", count)
+    return _task()
+
+
+def split_aiv(body: Callable[[int], Any], lanes: Any, *, mode: Any = enums.SplitMode.NONE) -> None:
+    """`for lane in pl.split_aiv(2, mode=NONE)`: both vector lanes run the whole body, in any order (2.5)."""
+    run = machine()
+    if run.region is None:
+        raise fault("pl.split_aiv belongs inside a compute region")
+    if lanes != 2:
+        raise fault("pl.split_aiv takes the literal 2")
+    if mode is not enums.SplitMode.NONE:
+        raise fault(f"pl.split_aiv(mode={mode.name}) is not supported by this emulator yet")
+    outer = run.region
+    for lane in run.schedule.order(2):
+        run.region = Region(outer.kind, outer.block, outer.blocks, lane)
+        body(lane)
+    run.region = outer
+
+
+# -- scopes -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def scope(mode: Any = enums.ScopeMode.AUTO) -> Iterator[None]:
+    """A runtime scope: GM tensors created inside are released at its end (2.2)."""
+    run = machine()
+    if run.region is not None:
+        raise fault("pl.scope belongs to orchestration, not inside a compute region")
+    if run.scopes and run.scopes[-1].manual:
+        raise fault(
+            f"a pl.{'manual_scope' if mode is enums.ScopeMode.MANUAL else 'scope'} may not stand inside a manual scope"
+        )
+    with run.scope(manual=mode is enums.ScopeMode.MANUAL):
+        yield
+
+
+def manual_scope() -> Any:
+    """`with pl.manual_scope()`: no automatic order between tasks, only `deps=`."""
+    return scope(enums.ScopeMode.MANUAL)
+
+
+@contextmanager
+def cluster(*, name_hint: str = "") -> Iterator[None]:
+    """Co-scheduling hint: no numeric effect."""
+    yield
+
+
+# -- sub-functions ----------------------------------------------------------------------------------
+
+
+def call(function: KernelFunction, *arguments: Any) -> Any:
+    """A call of an inline (spliced: same region, same storage) or of an in-core function (a task of its own)."""
+    compiled = function.compiled
+    if function.kind == "incore":
+        with _region(Region("incore"), f"the call of {function.name}"):
+            result = compiled.run(*arguments)
+        _task()
+        return result
+    result = compiled.run(*arguments)
+    if compiled.writebacks:
+        order = [p.name for p in function.parameters]
+        for name, final in zip(compiled.writebacks, result[1], strict=True):
+            given = arguments[order.index(name)]
+            if not (isinstance(final, View) and isinstance(given, View) and final.storage is given.storage):
+                machine().lint(
+                    "GG302",
+                    f"{function.name} rebinds its parameter {name}: the caller's variable changes too",
+                )
+    return result
+
+
+# -- subscripts -------------------------------------------------------------------------------------
+
+
+def item(value: Any, index: Any) -> Any:
+    """`value[index]`."""
+    if isinstance(value, Array):
+        return value[index]
+    if isinstance(value, (list, tuple)):
+        return value[as_int(index, "index")]
+    if isinstance(value, View):
+        return subscript_load(value, index)
+    raise fault(f"{describe(value)} cannot be subscripted")
+
+
+def set_item(target: Any, index: Any, value: Any) -> None:
+    """`target[index] = value`."""
+    if isinstance(target, Array):
+        target[index] = value
+    elif isinstance(target, View):
+        subscript_store(target, index, value)
+    else:
+        raise fault(f"{describe(target)} cannot be assigned through a subscript")
+
+
+def shape_item(shape: tuple[int, ...], index: Any) -> int:
+    """`x.shape[i]`."""
+    position = as_int(index, "axis")
+    if not 0 <= position < len(shape):
+        raise fault(f"axis {position} of a shape of rank {len(shape)}")
+    return shape[position]
+
+
+def extent(value: Any, axis: int) -> int:
+    """The runtime size behind a dynamic dimension."""
+    if not isinstance(value, View):
+        raise fault(f"a dynamic dimension is bound to {describe(value)}")
+    return value.shape[axis]
+
+
+__all__ = [
+    "ALIAS", "CONSTRUCTS", "ENUMS", "Construct", "TaskId", "Tile", "add", "and_", "at", "call", "cluster", "eq",
+    "extent", "floordiv", "ge", "gt", "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg",
+    "not_", "or_", "parallel_", "pipeline_", "range_", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
+    "spmd", "sub", "truediv", "truth", "unroll_",
+]  # fmt: skip
