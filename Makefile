@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: verify test slow lint bench clean
+.PHONY: verify test slow slow-rotating lint bench clean
 
 verify: $(STAMP)
 	$(BIN)/goldengate verify --preset tiny --preset flash
@@ -14,6 +14,10 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m slow
+
+# One third of the slow tests, another third each day; "no test" (exit 5) cannot happen while there are slow tests.
+slow-rotating: $(STAMP)
+	$(BIN)/python -m pytest -n auto -m slow --rotate 3
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/mypy
