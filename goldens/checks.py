@@ -22,9 +22,7 @@ def expect(name: str, tensor: Tensor, shape: Sequence[int | None], dtype: torch.
     if tensor.dtype != dtype:
         raise GoldenInputError(f"{name} has dtype {_plain(tensor.dtype)}, expected {_plain(dtype)}")
     found = tuple(tensor.shape)
-    if len(found) != len(shape) or any(
-        want not in (None, have) for want, have in zip(shape, found, strict=True)
-    ):
+    if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found, strict=True)):
         raise GoldenInputError(f"{name} has shape {_extents(found)}, expected {_extents(shape)}")
     if 0 in found[1:]:
         raise GoldenInputError(f"{name} has shape {_extents(found)}, expected no empty axis but the first")

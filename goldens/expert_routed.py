@@ -17,16 +17,20 @@ STAGES = ("gate_acc", "up_acc", "gate", "up", "h", "h_i8", "h_scale", "y_acc", "
 
 def _empty_stages(e: int, recv_max: int, d: int, i: int) -> dict[str, Tensor]:
     """Zero-filled stages, slot by slot like recv_y."""
-    fp32, int32 = torch.float32, torch.int32
-    widths = {
-        "gate_acc": (i, int32),
-        "up_acc": (i, int32),
-        "gate": (i, fp32),
-        "up": (i, fp32),
-        "h": (i, fp32),
+
+    def slots(width: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(e, recv_max, width, dtype=dtype)
+
+    return {
+        "gate_acc": slots(i, torch.int32),
+        "up_acc": slots(i, torch.int32),
+        "gate": slots(i, torch.float32),
+        "up": slots(i, torch.float32),
+        "h": slots(i, torch.float32),
+        "h_i8": slots(i, torch.int8),
+        "h_scale": slots(1, torch.float32),
+        "y_acc": slots(d, torch.int32),
     }
-    widths |= {"h_i8": (i, torch.int8), "h_scale": (1, fp32), "y_acc": (d, int32)}
-    return {name: torch.zeros(e, recv_max, width, dtype=dtype) for name, (width, dtype) in widths.items()}
 
 
 def expert_routed(

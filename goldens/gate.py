@@ -8,7 +8,7 @@ from torch import Tensor
 
 from goldens.checks import expect, expect_integer, expect_range
 from goldens.errors import GoldenInputError
-from goldens.numerics.elementary import exp, inverse_sqrt, log1p
+from goldens.numerics.elementary import exp, inverse_sqrt, log1p, sqrt
 from goldens.numerics.matmul import fp32_matmul
 from goldens.numerics.quant import quantize_rows
 from goldens.numerics.reduce import row_sum
@@ -43,7 +43,7 @@ def _score(logits: Tensor) -> Tensor:
     the truth.
     """
     softplus = logits.clamp(min=0.0) + log1p(exp(-logits.abs()))
-    return softplus.sqrt()
+    return sqrt(softplus)
 
 
 def _table_ids(tid2eid: Tensor, input_ids: Tensor, active: int, n: int) -> Tensor:
@@ -65,8 +65,7 @@ def _table_ids(tid2eid: Tensor, input_ids: Tensor, active: int, n: int) -> Tenso
         row = int(input_ids[token])
         repeated = ordered[token, 1:][ordered[token, 1:] == ordered[token, :-1]]
         raise GoldenInputError(
-            f"gate: tid2eid[{row}] names expert {int(repeated[0])} twice (active token {token}), "
-            "expected distinct ids"
+            f"gate: tid2eid[{row}] names expert {int(repeated[0])} twice (active token {token}), expected distinct ids"
         )
     return ids
 
@@ -117,9 +116,7 @@ def gate(
     _, k = expect("gate: tid2eid", tid2eid, (None, None), torch.int32)
     expect("gate: input_ids", input_ids, (t,), torch.int64)
     if k > n:
-        raise GoldenInputError(
-            f"gate: tid2eid has {k} ids per row, expected at most the {n} experts of gate_w"
-        )
+        raise GoldenInputError(f"gate: tid2eid has {k} ids per row, expected at most the {n} experts of gate_w")
     hash_layer = expect_integer("gate: layer_id", layer_id) < n_hash_layers
     active = min(max(expect_integer("gate: num_tokens", num_tokens), 0), t)
     row = torch.arange(t).unsqueeze(1)

@@ -42,7 +42,7 @@ def hc_post(
     expect("hc_post: comb", comb, (t, hc * hc), torch.float32)
 
     scaled_x = _scaled_x(x, post)
-    mixed = _add_streams(scaled_x, residual, comb.view(t, hc, hc))
+    mixed = _add_streams(scaled_x, residual, comb.reshape(t, hc, hc))
     y = mixed.to(torch.bfloat16)
 
     if taps is not None:

@@ -27,9 +27,7 @@ def _scaled(x: Tensor, inv_rms: Tensor, norm_w: Tensor) -> Tensor:
     return ((x * inv_rms) * norm_w).to(torch.bfloat16)
 
 
-def rms_norm(
-    x: Tensor, norm_w: Tensor, *, rms_eps: float, taps: dict[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+def rms_norm(x: Tensor, norm_w: Tensor, *, rms_eps: float, taps: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """x / rms(x) * w for every token.
 
     x [T, D] BF16, norm_w [D] BF16. Returns x_normed [T, D] BF16. Rows are independent; a NaN or Inf poisons

@@ -16,7 +16,9 @@ def int8_matmul(a: Tensor, b_t: Tensor) -> Tensor:
     Exact for K up to 2^17 - 1, so that no accumulator leaves INT32. Uses torch._int_mm where this machine
     computes it exactly, int8_matmul_exact where it does not.
     """
-    if 0 in (a.shape[0], b_t.shape[0]) or not _int_mm_is_exact():
+    m, k = a.shape
+    # torch 2.13's _int_mm leaves its result unwritten for K = 1, and refuses an empty operand.
+    if m == 0 or k == 1 or not _int_mm_is_exact():
         return int8_matmul_exact(a, b_t)
     # The weights on the left are about twice as fast as on the right for up to a few hundred rows of `a`.
     return torch._int_mm(b_t, a.t()).t().contiguous()
@@ -34,9 +36,7 @@ def _int_mm_is_exact() -> bool:
     extremes = pairs.repeat(4, 64)
     operands = (extremes[:1], extremes[:3], extremes)
     try:
-        return all(
-            torch.equal(torch._int_mm(extremes, a.t()), int8_matmul_exact(extremes, a)) for a in operands
-        )
+        return all(torch.equal(torch._int_mm(extremes, a.t()), int8_matmul_exact(extremes, a)) for a in operands)
     except RuntimeError:  # a build of torch without it
         return False
 

@@ -47,7 +47,7 @@ def _to_bf16(x: Tensor, mode: Mode) -> Tensor:
     correctly.
     """
     if mode == "rint":
-        return x.to(torch.bfloat16)
+        return x.to(torch.bfloat16).masked_fill_(x.isnan(), torch.nan)
     bits = x.view(torch.int32)
     dropped = bits & 0xFFFF
     kept = bits >> 16
@@ -63,16 +63,13 @@ def _to_bf16(x: Tensor, mode: Mode) -> Tensor:
 
 
 def _to_fp16(x: Tensor, mode: Mode) -> Tensor:
-    """Scale FP16's last place to 1, round to an integer, scale back: both scalings are by powers of two,
-    exact.
-    """
+    """Scale FP16's last place to 1, round to an integer, scale back: powers of two, so both are exact."""
     finite = torch.where(x.abs() < _FP16_OVERFLOW, x, 0.0).double()
     _, exponent = torch.frexp(finite)  # finite = m * 2^exponent, 0.5 <= m < 1
     last_place = torch.ldexp(torch.ones_like(finite), exponent.clamp(min=-13) - 11)
     rounded = (_integral(finite / last_place, mode) * last_place).to(torch.float16)
-    infinite = torch.full_like(rounded, torch.inf).copysign(x)
-    result = torch.where(x.abs() >= _FP16_OVERFLOW, infinite, rounded)
-    return result.masked_fill_(x.isnan(), torch.nan)
+    rounded.masked_fill_(x >= _FP16_OVERFLOW, torch.inf).masked_fill_(x <= -_FP16_OVERFLOW, -torch.inf)
+    return rounded.masked_fill_(x.isnan(), torch.nan)
 
 
 def _to_int32(x: Tensor, mode: Mode) -> Tensor:

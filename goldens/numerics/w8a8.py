@@ -25,9 +25,7 @@ class Hidden(NamedTuple):
 
 
 def dequantize(acc: Tensor, row_scale: Tensor, channel_scale: Tensor) -> Tensor:
-    """(FP32(acc) * row scale) * channel scale, in this order: acc [R, C] INT32, [R, 1] and [C] FP32 to [R, C]
-    FP32.
-    """
+    """(FP32(acc) * row) * channel, in this order: [R, C] INT32, [R, 1] and [C] FP32 to [R, C] FP32."""
     return (acc.float() * row_scale) * channel_scale
 
 
