@@ -71,7 +71,6 @@ INSIDE = {
     "attribute target": ("t.valid = 1", "cannot assign"),
     "for else": ("for j in pl.range(2): pass\n        else: pass", "for … else"),
     "nested inline call": ("j = pl.add(copied(x), 1.0)", "whole statement or the whole right-hand side"),
-    "break outside a loop": ("break", "break belongs to"),
     "break in pl.parallel": ("for j in pl.parallel(2):\n            break", "break belongs to"),
     "return in a region": ("return out", "return inside"),
     "method of a value": ("j = t.sum()", "has no methods"),

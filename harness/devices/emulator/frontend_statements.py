@@ -302,13 +302,13 @@ class Statements:
             out.append(self._initial(node, carried, init))
         before = set(self.bound)
         self.bind(variable)
-        body = self._loop_body(kind, node.body)
+        body, after = self._carrying_body(node, kind, node.body, carried)
         if variable not in before:
             self.expressions.bound.discard(variable)
         out.append(
             ast.For(target=ast.Name(id=variable, ctx=ast.Store()), iter=iterator, body=body, orelse=[])
         )
-        return out + self._after_yield(node, carried)
+        return out + after
 
     def _loop_header(self, node: ast.For, init: ast.expr | None) -> tuple[str, list[str]]:
         """The loop variable and the carried names of `for i` or `for i, (a, b)`."""
@@ -330,18 +330,29 @@ class Statements:
         self.bind(*names)
         return ast.Assign(targets=[_names_store(names, True)], value=ast.Tuple(elts=values, ctx=ast.Load()))
 
-    def _after_yield(self, node: ast.For, carried: list[str]) -> list[ast.stmt]:
-        """`a, b = pl.yield_(…)` ends a body: it feeds the carried names, and a, b are their values after the loop."""
-        last = node.body[-1]
-        if not carried or not (isinstance(last, ast.Assign) and isinstance(last.value, ast.Call)):
-            return []
-        target = self.expressions.callee(last.value.func)
-        if not (isinstance(target, runtime.Construct) and target.name == "yield_"):
-            return []
+    def _carrying_body(
+        self, node: ast.For, kind: str, body: list[ast.stmt], carried: list[str]
+    ) -> tuple[list[ast.stmt], list[ast.stmt]]:
+        """A loop body, and what follows the loop. `a, b = pl.yield_(…)` at its end feeds the carried names; a and b
+        are their values after the loop. Without it the carried names are rebound plainly."""
+        last = body[-1]
+        call = last.value if isinstance(last, ast.Assign) else None
+        if not carried or not isinstance(call, ast.Call) or not self._is_yield(call):
+            return self._loop_body(kind, body), []
+        assert isinstance(last, ast.Assign)
         names = self._target_names(last.targets[0])
-        if len(names) != len(carried):
-            self.refuse(last, f"pl.yield_ gives {len(names)} values, the loop carries {len(carried)}")
-        return [ast.Assign(targets=[_names_store(names, True)], value=_names_load(carried))]
+        if not len(names) == len(carried) == len(call.args):
+            self.refuse(last, f"pl.yield_ gives {len(call.args)} values to {len(names)} names, the loop carries {len(carried)}")
+        translated = self._loop_body(kind, body[:-1])
+        values = ast.Tuple(elts=[self.expressions.expr(a) for a in call.args], ctx=ast.Load())
+        feed = ast.Assign(targets=[_names_store(carried, True)], value=values)
+        self.bind(*names)
+        after = ast.Assign(targets=[_names_store(names, True)], value=_names_load(carried))
+        return [*translated, ast.copy_location(feed, last)], [after]
+
+    def _is_yield(self, call: ast.Call) -> bool:
+        target = self.expressions.callee(call.func)
+        return isinstance(target, runtime.Construct) and target.name == "yield_"
 
     def _while_carried(self, node: ast.For, call: ast.Call) -> list[ast.stmt]:
         """`for (a, b) in pl.while_(init_values=(…)): pl.cond(…); …; a, b = pl.yield_(…)`."""
@@ -355,8 +366,8 @@ class Statements:
                 and ast.unparse(first.value.func).endswith(".cond")):  # fmt: skip
             self.refuse(node, "the first statement of a pl.while_ body is pl.cond(…)")
         test = self.expressions.rt("truth", self.expressions.expr(first.value.args[0]))
-        body = self._loop_body("while", node.body[1:])
-        return [start, ast.While(test=test, body=body, orelse=[]), *self._after_yield(node, carried)]
+        body, after = self._carrying_body(node, "while", node.body[1:] or [ast.Pass()], carried)
+        return [start, ast.While(test=test, body=body, orelse=[]), *after]
 
     # -- bodies that become nested functions --------------------------------------------------------
 
