@@ -31,9 +31,7 @@ def _check_field(preset: str, field: str, kind: str, value: object) -> None:
         return
     right_type = isinstance(value, int) if kind == "int" else isinstance(value, (int, float))
     if isinstance(value, bool) or not right_type:
-        raise SpecError(
-            f"preset {preset}: {field} is {value!r}, expected {'an int' if kind == 'int' else 'a number'}"
-        )
+        raise SpecError(f"preset {preset}: {field} is {value!r}, expected {'an int' if kind == 'int' else 'a number'}")
     assert isinstance(value, (int, float))
     if not math.isfinite(value) or value < 0 or (value == 0 and field not in MAY_BE_ZERO):
         bound = ">= 0" if field in MAY_BE_ZERO else "> 0"
@@ -90,13 +88,9 @@ class ModelConfig:
                 f"n_routed_experts {self.n_routed_experts}"
             )
         if self.qk_rope_head_dim > min(self.head_dim, self.index_head_dim):
-            raise SpecError(
-                f"preset {self.name}: qk_rope_head_dim {self.qk_rope_head_dim} exceeds a head's width"
-            )
+            raise SpecError(f"preset {self.name}: qk_rope_head_dim {self.qk_rope_head_dim} exceeds a head's width")
         if any(ratio not in (0, 4, 128) for ratio in self.compress_ratios):
-            raise SpecError(
-                f"preset {self.name}: compress_ratios must be 0, 4 or 128, got {self.compress_ratios}"
-            )
+            raise SpecError(f"preset {self.name}: compress_ratios must be 0, 4 or 128, got {self.compress_ratios}")
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed, checked again. Unknown fields raise SpecError."""
@@ -167,9 +161,7 @@ class Deployment:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SpecError(f"deployment {self.name}: {field} is {value!r}, expected an int >= 1")
         if self.ep_world_size not in EP_WORLD_SIZES:
-            raise SpecError(
-                f"deployment {self.name}: ep_world_size is {self.ep_world_size}, expected 2, 4 or 8"
-            )
+            raise SpecError(f"deployment {self.name}: ep_world_size is {self.ep_world_size}, expected 2, 4 or 8")
 
     @property
     def tokens(self) -> int:
@@ -197,9 +189,7 @@ class Deployment:
         if self.batch == 1:
             return dataclasses.replace(self, seq=tokens)
         if tokens % self.seq:
-            raise SpecError(
-                f"deployment {self.name}: tokens {tokens} is no multiple of {self.seq} tokens per request"
-            )
+            raise SpecError(f"deployment {self.name}: tokens {tokens} is no multiple of {self.seq} tokens per request")
         return dataclasses.replace(self, batch=tokens // self.seq)
 
 

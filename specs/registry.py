@@ -179,8 +179,7 @@ class Op:
                 raise SpecError(f"{self.name}.{name}: got {type(value).__name__}, expected a tensor")
             elif value.dtype != spec.dtype or tuple(value.shape) != spec.shape:
                 raise SpecError(
-                    f"{self.name}.{name}: got {value.dtype} {tuple(value.shape)}, "
-                    f"expected {spec.dtype} {spec.shape}"
+                    f"{self.name}.{name}: got {value.dtype} {tuple(value.shape)}, expected {spec.dtype} {spec.shape}"
                 )
 
     def _golden_module(self) -> ModuleType:

@@ -69,9 +69,7 @@ class DrawContext:
         """Another input of the same case. It is shared: read it, never write to it."""
         if name not in self._tensors:
             if name in self._drawing:
-                raise SpecError(
-                    f"{self.op}: {' -> '.join([*self._drawing, name])} need each other to be drawn"
-                )
+                raise SpecError(f"{self.op}: {' -> '.join([*self._drawing, name])} need each other to be drawn")
             spec = self.spec(name)
             assert spec.init is not None
             self._drawing.append(name)

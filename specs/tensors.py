@@ -86,9 +86,7 @@ class TensorSpec:
         _check_name("tensor", self.name)
         object.__setattr__(self, "shape", _checked_shape(self.name, self.shape))
         if self.dtype not in TENSOR_DTYPES:
-            raise SpecError(
-                f"tensor {self.name}: dtype {self.dtype} is not one of {_dtype_names(TENSOR_DTYPES)}"
-            )
+            raise SpecError(f"tensor {self.name}: dtype {self.dtype} is not one of {_dtype_names(TENSOR_DTYPES)}")
         if self.role not in ROLES:
             raise SpecError(f"tensor {self.name}: role {self.role!r} is not one of {', '.join(ROLES)}")
         self._check_init()
@@ -99,9 +97,7 @@ class TensorSpec:
         fields = {f.name for f in dataclasses.fields(self)}
         for field in changes:
             if field not in fields:
-                raise SpecError(
-                    f"tensor {self.name}: no field {field!r} to replace: {', '.join(sorted(fields))}"
-                )
+                raise SpecError(f"tensor {self.name}: no field {field!r} to replace: {', '.join(sorted(fields))}")
         return dataclasses.replace(self, **changes)
 
     @property
@@ -116,17 +112,13 @@ class TensorSpec:
 
     def _check_init(self) -> None:
         if self.role == "out" and self.init is not None:
-            raise SpecError(
-                f"tensor {self.name}: an output has no initial contents; use role 'inout' or init=None"
-            )
+            raise SpecError(f"tensor {self.name}: an output has no initial contents; use role 'inout' or init=None")
         if self.role == "out":
             return
         if self.init is None:
             raise SpecError(f"tensor {self.name}: role {self.role!r} needs a distribution as init")
         if not callable(getattr(self.init, "draw", None)):
-            raise SpecError(
-                f"tensor {self.name}: init is {type(self.init).__name__}, expected a Distribution"
-            )
+            raise SpecError(f"tensor {self.name}: init is {type(self.init).__name__}, expected a Distribution")
 
     def _check_resident(self) -> None:
         mode = self.resident
@@ -140,9 +132,7 @@ class TensorSpec:
             )
             raise SpecError(f"tensor {self.name}: resident={mode} is ambiguous: write {meant}")
         if not (isinstance(mode, int) and mode >= 0) and mode != "stacked":
-            raise SpecError(
-                f"tensor {self.name}: resident={mode!r} is not None, a worker number >= 0 or 'stacked'"
-            )
+            raise SpecError(f"tensor {self.name}: resident={mode!r} is not None, a worker number >= 0 or 'stacked'")
         if self.role == "out":
             raise SpecError(f"tensor {self.name}: an output cannot be resident: nothing is uploaded for it")
         if mode == "stacked" and len(self.shape) < 2:
@@ -169,9 +159,7 @@ class ScalarSpec:
     def __post_init__(self) -> None:
         _check_name("scalar", self.name)
         if self.dtype not in SCALAR_DTYPES:
-            raise SpecError(
-                f"scalar {self.name}: dtype {self.dtype} is not one of {_dtype_names(SCALAR_DTYPES)}"
-            )
+            raise SpecError(f"scalar {self.name}: dtype {self.dtype} is not one of {_dtype_names(SCALAR_DTYPES)}")
         object.__setattr__(self, "value", _device_value(self.name, self.dtype, self.value))
 
     def replace(self, **changes: Any) -> ScalarSpec:
@@ -202,9 +190,7 @@ def _checked_shape(name: str, shape: object) -> tuple[int, ...]:
         raise SpecError(f"tensor {name}: shape {shape!r} is not a non-empty tuple of ints")
     for extent in shape:
         if isinstance(extent, bool) or not isinstance(extent, int) or extent < 1:
-            raise SpecError(
-                f"tensor {name}: shape {tuple(shape)} has the extent {extent!r}, expected an int >= 1"
-            )
+            raise SpecError(f"tensor {name}: shape {tuple(shape)} has the extent {extent!r}, expected an int >= 1")
     return tuple(shape)
 
 
@@ -235,9 +221,7 @@ def _device_float(where: str, dtype: torch.dtype, value: int | float) -> float:
         raise SpecError(f"{where} is not finite")
     rounded = float(torch.tensor(number, dtype=torch.float64).to(dtype).item())
     if math.isinf(rounded):
-        raise SpecError(
-            f"{where} overflows {_dtype_name(dtype)}, whose largest value is {torch.finfo(dtype).max}"
-        )
+        raise SpecError(f"{where} overflows {_dtype_name(dtype)}, whose largest value is {torch.finfo(dtype).max}")
     return rounded
 
 

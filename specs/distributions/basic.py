@@ -95,9 +95,7 @@ class Values:
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """Raises SpecError if there are not exactly as many values as elements."""
         if len(self.values) != math.prod(spec.shape):
-            raise SpecError(
-                f"{ctx.op}.{spec.name}: {len(self.values)} values given for the shape {spec.shape}"
-            )
+            raise SpecError(f"{ctx.op}.{spec.name}: {len(self.values)} values given for the shape {spec.shape}")
         if not spec.dtype.is_floating_point:
             for value in self.values:
                 require_integer(ctx.op, spec, value)
@@ -118,16 +116,12 @@ class Rows:
         """Raises SpecError if there are fewer rows than pattern entries: one would not occur."""
         period = len(self.pattern)
         if spec.shape[0] < period:
-            raise SpecError(
-                f"{ctx.op}.{spec.name}: a pattern of {period} rows needs as many, shape is {spec.shape}"
-            )
+            raise SpecError(f"{ctx.op}.{spec.name}: a pattern of {period} rows needs as many, shape is {spec.shape}")
         out = self.base.draw(ctx, spec)
         for start, kind in enumerate(self.pattern):
             if kind is not None:
                 rows = out[start::period]
-                rows.copy_(
-                    kind.draw(ctx, spec.replace(name=f"{spec.name}_row{start}", shape=tuple(rows.shape)))
-                )
+                rows.copy_(kind.draw(ctx, spec.replace(name=f"{spec.name}_row{start}", shape=tuple(rows.shape))))
         return out
 
 

@@ -1,4 +1,4 @@
-"""INT8 codes with their scales: activations by Q8 (contracts/hc_gate_experts.md, 0.4), rows of ragged buffers.
+"""INT8 codes with their scales: activations by Q8 (contracts/hc_gate_experts.md, 0.4), ragged buffers.
 
 Codes and scale are one joint draw. The tensor of codes carries a `CodeSource`; the tensor of scales carries
 `MatchingScale(of=...)`, so that a case that changes the codes changes the scale with them.
@@ -21,11 +21,12 @@ from specs.tensors import Distribution, TensorSpec
 Pair = tuple[Tensor, Tensor]
 ZERO_CODE = Constant(0)
 ZERO = Constant(0.0)
+STANDARD_NORMAL = Normal()
 
 
 @runtime_checkable
 class CodeSource(Protocol):
-    """A distribution of INT8 codes that knows the scale of every row (of every output channel, for weights)."""
+    """A distribution of INT8 codes that knows the scale of every row (for weights: output channel)."""
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """The codes."""
@@ -40,7 +41,7 @@ class CodeSource(Protocol):
 class Q8:
     """Q8 codes, per row, of BF16 values."""
 
-    values: Distribution = Normal()
+    values: Distribution = STANDARD_NORMAL
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """INT8 codes."""
@@ -59,7 +60,7 @@ class ReceivedQ8:
     """
 
     count: str
-    values: Distribution = Normal()
+    values: Distribution = STANDARD_NORMAL
     tail: Distribution = ZERO_CODE
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:

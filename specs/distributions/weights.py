@@ -1,7 +1,7 @@
 """Synthetic expert weights: INT8 codes on an MXFP4 or MXFP8 grid (contracts/hc_gate_experts.md, 6).
 
-The grid of the published FP4 and FP8 checkpoints survives the requantisation to INT8, per output channel, as a small set
-of levels. The scales are set so that codes * scale has exactly the wanted standard deviation over the whole tensor.
+The grid of the published FP4 and FP8 checkpoints survives the requantisation to INT8, per output channel, as a
+small set of levels. Scales are set so that codes * scale has the wanted standard deviation over the whole tensor.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +28,9 @@ FP4_MAX = 6.0
 FP4_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 FP4_DECISIONS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 POOL_GROUPS = 1 << 16
-"""Groups drawn afresh for one tensor. A larger tensor takes its groups from this pool, independently."""
-RARE = 5.0
-"""Beyond this magnitude a group's amax is the top of the grid; 2e-5 of the groups."""
+"""A tensor of more groups than this takes its common groups from a pool of this size."""
+RARE = 3.5
+"""A group with an element beyond this magnitude is rare (1.5 %): it has a grid value that few groups reach."""
 
 FP8_BLOCK = 128
 FP8_MAX = 448.0
@@ -39,9 +40,9 @@ FP8_MAX = 448.0
 class MxFp4Weight:
     """Weights [..., out, in] on the MXFP4 grid, `in` a multiple of 32 (section 6.1).
 
-    Up to POOL_GROUPS groups of 32 every group is drawn afresh. Beyond, groups are drawn with replacement from a pool of
-    that many: each group, and so each level and each channel's amax, has the distribution of the contract; only exact
-    copies of a group occur, in other channels and other experts.
+    Up to POOL_GROUPS groups of 32 every group is drawn afresh. Beyond, groups that are likely to set their channel's
+    amax are still drawn afresh, each at its own random place, and the others come from a pool with replacement: all
+    of section 6.1 keeps its distribution, only exact copies of a group occur, in other channels and experts.
     """
 
     dequant_std: float
@@ -55,10 +56,10 @@ class MxFp4Weight:
         return ctx.shared(f"{spec.name}:pair", lambda: self._draw_pair(ctx, spec))
 
     def _draw_pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
-        *channels, width = spec.shape
+        width = spec.shape[-1]
         if width % FP4_GROUP:
             raise SpecError(f"{ctx.op}.{spec.name}: the last axis, {width}, is no multiple of {FP4_GROUP}")
-        groups = spec_numel(spec) // FP4_GROUP
+        groups = numel(spec) // FP4_GROUP
         if groups <= POOL_GROUPS:
             pool = normals(ctx, spec.name, (groups, FP4_GROUP))
             chosen = torch.arange(groups, dtype=torch.int32)
@@ -82,26 +83,22 @@ class MxFp8Weight:
         return self.pair(ctx, spec)[0]
 
     def pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
-        """Codes and the FP32 scale of every output channel. Raises SpecError for shapes that are not whole blocks."""
+        """Codes and the FP32 scale of every output channel. Raises SpecError for a shape of partial blocks."""
         return ctx.shared(f"{spec.name}:pair", lambda: self._draw_pair(ctx, spec))
 
     def _draw_pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
         if len(spec.shape) != 2 or spec.shape[0] % FP8_BLOCK or spec.shape[1] % FP8_BLOCK:
-            raise SpecError(
-                f"{ctx.op}.{spec.name}: {spec.shape} is not made of {FP8_BLOCK} x {FP8_BLOCK} blocks"
-            )
+            raise SpecError(f"{ctx.op}.{spec.name}: {spec.shape} is not made of {FP8_BLOCK} x {FP8_BLOCK} blocks")
         spread = normals(ctx, f"{spec.name}_channel", (spec.shape[0], 1)).mul_(self.channel_spread).exp_()
         weight = fp8_round(normals(ctx, spec.name, spec.shape).mul_(spread))
         unit = channel_unit(weight.abs().amax(dim=-1, keepdim=True))
         codes = weight.div_(unit).round_().clamp_(-QMAX, QMAX)
         total, squares = codes.sum(dim=-1, dtype=torch.float64), _row_squares(codes)
-        return codes.to(torch.int8), scale_to(
-            self.dequant_std, unit.reshape(-1), total, squares, spec.shape[1]
-        )
+        return codes.to(torch.int8), scale_to(self.dequant_std, unit.reshape(-1), total, squares, spec.shape[1])
 
 
 def fp4_round(weight: Tensor) -> Tensor:
-    """Steps 2 and 3: FP32 [groups, 32] to the MXFP4 grid; a value on a decision point goes to the smaller grid value."""
+    """Steps 2 and 3: FP32 [groups, 32] to the MXFP4 grid; on a decision point, to the smaller grid value."""
     scale = power_of_two_above(weight.abs().amax(dim=-1, keepdim=True) / FP4_MAX)
     level = torch.bucketize(weight.abs() / scale, torch.tensor(FP4_DECISIONS))
     return torch.tensor(FP4_GRID)[level].copysign_(weight).mul_(scale)
@@ -118,10 +115,9 @@ def fp8_round(weight: Tensor) -> Tensor:
 
 def power_of_two_above(x: Tensor) -> Tensor:
     """2^ceil(log2(max(x, 1e-20))), exactly: the logarithm is read from the exponent, not computed."""
-    mantissa, exponent = torch.frexp(
-        x.clamp(min=GROUP_AMAX_MIN)
-    )  # x = mantissa * 2^exponent, 0.5 <= mantissa < 1
-    return torch.ldexp(torch.ones_like(mantissa), exponent - (mantissa == 0.5).int())
+    mantissa, exponent = torch.frexp(x.clamp(min=GROUP_AMAX_MIN))  # x = mantissa * 2^exponent, 0.5 <= mantissa < 1
+    power: Tensor = torch.ldexp(torch.ones_like(mantissa), exponent - (mantissa == 0.5).int())
+    return power
 
 
 def channel_unit(amax: Tensor) -> Tensor:
@@ -130,69 +126,87 @@ def channel_unit(amax: Tensor) -> Tensor:
 
 
 def scale_to(dequant_std: float, unit: Tensor, total: Tensor, squares: Tensor, width: int) -> Tensor:
-    """Step 5: unit * (dequant_std / std), std being the unbiased deviation of codes * unit over the whole tensor.
+    """Step 5: unit * (dequant_std / std), std the unbiased deviation of codes * unit over the whole tensor.
 
     unit, total, squares   per channel: value of code 1, sum of codes, sum of squared codes
     """
     elements = unit.numel() * width
     mean = float((unit.double() * total).sum()) / elements
     variance = (float((unit.double().square() * squares).sum()) - elements * mean * mean) / (elements - 1)
-    return unit * (dequant_std / variance**0.5)
+    return unit * (dequant_std / math.sqrt(variance))
 
 
-def spec_numel(spec: TensorSpec) -> int:
+def numel(spec: TensorSpec) -> int:
     """Elements of the tensor."""
-    return int(torch.Size(spec.shape).numel())
+    return math.prod(spec.shape)
 
 
 def _pooled(ctx: DrawContext, label: str, groups: int) -> tuple[Tensor, Tensor]:
-    """A pool of FP32 groups [pool, 32] and, for each of `groups` places, which one stands there (INT32).
+    """Groups [n, 32], FP32, and for each of `groups` places the one that stands there (INT32).
 
-    Groups with an element beyond RARE are too rare for the pool (one, or none, would stand for hundreds) and yet set
-    their channel's amax. They are kept out of it, and as many as belong there are drawn afresh and placed one by one.
+    Rare groups decide nearly every channel's amax. A pool would hold so few that its chance count would shift all
+    statistics, so it has none: the places of rare groups are a Bernoulli process and each gets a group of its own.
     """
-    spare = normals(ctx, label, (POOL_GROUPS + POOL_GROUPS // 64, FP4_GROUP))
+    spare = normals(ctx, label, (POOL_GROUPS + POOL_GROUPS // 16, FP4_GROUP))
     common = spare[spare.abs().amax(dim=-1) <= RARE][:POOL_GROUPS]
-    raw = ctx.rng(f"{label}_groups").bit_generator.random_raw(
-        -(-groups // 4)
-    )  # 4 indices of 16 bits in each number
+    raw = ctx.rng(f"{label}_groups").bit_generator.random_raw(-(-groups // 4))  # 4 indices of 16 bits in each number
     chosen = torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")[:groups].astype("int32"))
 
-    rng = ctx.rng(f"{label}_rare")
     tail = math.erfc(RARE / math.sqrt(2.0))  # P(|N(0, 1)| > RARE)
-    count = int(rng.binomial(groups, -math.expm1(FP4_GROUP * math.log1p(-tail))))
-    places = torch.from_numpy(rng.integers(groups, size=count))
-    rare = normals(ctx, f"{label}_rare", (count, FP4_GROUP)).clamp_(-RARE, RARE)
-    beyond = -torch.special.ndtri(torch.from_numpy(rng.random(count)) * (tail / 2))
-    sign = torch.from_numpy(rng.integers(2, size=count)) * 2 - 1
-    rare[torch.arange(count), torch.from_numpy(rng.integers(FP4_GROUP, size=count))] = (beyond * sign).float()
-    chosen[places] = torch.arange(POOL_GROUPS, POOL_GROUPS + count, dtype=torch.int32)
+    share = -math.expm1(FP4_GROUP * math.log1p(-tail))
+    expected = groups * share
+    gaps = ctx.rng(f"{label}_places").geometric(share, size=int(expected + 8 * math.sqrt(expected) + 8))
+    places = torch.from_numpy(gaps.cumsum() - 1)
+    places = places[places < groups]
+    rare = _rare_groups(ctx, f"{label}_rare", places.numel(), tail)
+    chosen[places] = torch.arange(POOL_GROUPS, POOL_GROUPS + places.numel(), dtype=torch.int32)
     return torch.cat([common, rare]), chosen
 
 
-def _gather(pool: Tensor, chosen: Tensor, shape: tuple[int, ...], dequant_std: float) -> Pair:
-    """Codes and scales of channels made of `chosen` groups [channels, groups per channel] of `pool`.
+def _rare_groups(ctx: DrawContext, label: str, count: int, tail: float) -> Tensor:
+    """`count` groups of 32 normal numbers, given that at least one lies beyond RARE.
+
+    One element is drawn from the two tails. A group with n elements beyond RARE could have been made in n ways and is
+    kept with probability 1/n.
+    """
+    rng = ctx.rng(label)
+    drawn = count + count // 32 + 64  # 0.7 % are not kept
+    made = normals(ctx, f"{label}_rest", (drawn, FP4_GROUP))
+    beyond = -torch.special.ndtri(torch.from_numpy(rng.random(drawn)) * (tail / 2))
+    sign = torch.from_numpy(rng.integers(2, size=drawn)) * 2 - 1
+    made[torch.arange(drawn), torch.from_numpy(rng.integers(FP4_GROUP, size=drawn))] = (beyond * sign).float()
+    ways = (made.abs() > RARE).sum(dim=-1).clamp(min=1)
+    return made[torch.from_numpy(rng.random(drawn)) * ways < 1.0][:count]
+
+
+def _gather(groups: Tensor, chosen: Tensor, shape: tuple[int, ...], dequant_std: float) -> Pair:
+    """Codes and scales of channels made of `chosen` groups [channels, groups per channel].
 
     The codes of a group depend on its channel's amax alone, which takes few values. So the codes of every group are
     made once per amax, and a channel is a gather of 32-byte rows.
     """
-    amaxes, rank = pool.abs().amax(dim=-1).unique(return_inverse=True)
-    units = channel_unit(amaxes)
-    codes = (pool / units[:, None, None]).round_().clamp_(-QMAX, QMAX)  # [amaxes, pool, 32]
+    group_amax = groups.abs().amax(dim=-1)
+    ranks = [float(value) for value in np.unique(group_amax.numpy())]
+    group_rank = torch.searchsorted(torch.tensor(ranks), group_amax).to(torch.uint8)
+    channel_rank = group_rank[chosen].amax(dim=-1)
+    present = torch.from_numpy(np.unique(channel_rank.numpy())).long()
+    units = channel_unit(torch.tensor(ranks)[present])
+    which = torch.searchsorted(present, channel_rank.long())
+
+    codes = (groups / units[:, None, None]).round_().clamp_(-QMAX, QMAX)  # [amaxes, groups, 32]
     # Per group the sum of squares above bit 32 and the sum below: one gather fetches both, and both add up exactly.
     moments = codes.square().sum(dim=-1).long() * (1 << 32) + codes.sum(dim=-1).long()
     rows = codes.to(torch.int8).view(torch.int64).reshape(-1, FP4_GROUP // 8)
-
-    channel_rank = rank.to(torch.uint8)[chosen].amax(dim=-1)
-    place = chosen + channel_rank[:, None].int() * pool.shape[0]
+    place = chosen + (which * groups.shape[0]).int()[:, None]
     gathered = rows.index_select(0, place.reshape(-1)).view(torch.int8).reshape(shape)
     both = moments.reshape(-1)[place].sum(dim=-1)
     total = (both << 32) >> 32
     squares = (both - total) >> 32
-    scales = scale_to(dequant_std, units[channel_rank.long()], total.double(), squares.double(), shape[-1])
+    scales = scale_to(dequant_std, units[which], total.double(), squares.double(), shape[-1])
     return gathered, scales.reshape(shape[:-1])
 
 
 def _row_squares(codes: Tensor) -> Tensor:
     """Sum of squares of every row of integral FP32 codes, FP64."""
-    return torch.linalg.vecdot(codes, codes).double()
+    squares: Tensor = torch.linalg.vecdot(codes, codes)
+    return squares.double()

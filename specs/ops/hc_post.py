@@ -6,6 +6,7 @@ import torch
 
 from specs.distributions import (
     Constant,
+    FromHcPre,
     IdentityComb,
     Normal,
     OneSidedComb,
@@ -23,6 +24,8 @@ CASES = (
     Case("default", tags=("default",)),
     Case("asymmetric", {"comb": OneSidedComb()}),
     Case("unit_scale", {"x": Normal(), "residual": Normal()}, tags=("magnitude",)),
+    # Columns of comb sum to 1 here, rows do not.
+    Case("from_hc_pre", {"post": FromHcPre("post"), "comb": FromHcPre("comb")}, tags=("composed",)),
     # y equals residual, up to the sign of zero.
     Case("identity", {"post": Constant(0.0), "comb": IdentityComb()}, tags=("exact",)),
     # Each stream of y equals x.

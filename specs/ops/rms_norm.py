@@ -19,16 +19,10 @@ CASES = (
     # EPS decides: a constant row of 1e-6, mean squares of 1e-8 to 1e-4, and a row of subnormal squares.
     Case(
         "tiny",
-        {
-            "x": Rows(
-                X, (Constant(1e-6), Normal(std=1e-4), Normal(std=1e-3), Normal(std=1e-2), Normal(std=1e-22))
-            )
-        },
+        {"x": Rows(X, (Constant(1e-6), Normal(std=1e-4), Normal(std=1e-3), Normal(std=1e-2), Normal(std=1e-22)))},
         tags=("edge", "magnitude"),
     ),
-    Case(
-        "large", {"x": Rows(Normal(std=1e3), (None, Normal(std=1e8), Normal(std=1e16)))}, tags=("magnitude",)
-    ),
+    Case("large", {"x": Rows(Normal(std=1e3), (None, Normal(std=1e8), Normal(std=1e16)))}, tags=("magnitude",)),
     # The sum of squares overflows, 1/rms is 0 and the whole row becomes 0 (4.4); other rows are untouched.
     Case("overflow", {"x": Rows(X, (None, Normal(std=1e21)))}, tags=("edge", "extreme")),
 )
