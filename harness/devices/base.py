@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -42,7 +42,7 @@ class Finding:
     message: str
     file: str
     line: int | None
-    severity: Literal["error", "warning"]
+    severity: str  # "error" | "warning"
 
     def __str__(self) -> str:
         return f"{location(self.file, self.line)}: {self.severity} {self.code}: {self.message}"
