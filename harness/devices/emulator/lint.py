@@ -22,6 +22,8 @@ _RULES = (
          "3.12", "error"),
     Rule("GG104", "an on-chip buffer exceeds its memory space", "3.12", "error"),
     Rule("GG105", "a cube extent exceeds 4095", "3.12", "error"),
+    Rule("GG106", "a view of a tile starts at a column that is no multiple of 32 bytes", "3.3", "warning"),
+    Rule("GG107", "the L0C to GM store is limited to 4095 columns and 8192 rows", "3.12", "error"),
     Rule("GG201", "operands of one instruction have different dtypes", "3.1", "error"),
     Rule("GG202", "the vector unit has no arithmetic for this dtype", "3.1", "error"),
     Rule("GG203", "cast between a pair that has no native conversion", "3.6", "error"),
@@ -30,8 +32,12 @@ _RULES = (
     Rule("GG206", "low-precision rsqrt", "3.5", "warning"),
     Rule("GG207", "an INT32 compare ignores cmp_type on A2/A3", "3.5", "error"),
     Rule("GG208", "valid regions of the operands differ", "3.1", "error"),
+    Rule("GG209", "the stored dtype differs from the target's", "3.3", "error"),
+    Rule("GG210", "FP16 sort: the record layout is not modelled by the type system", "3.11", "error"),
     Rule("GG301", "integer division or remainder of a negative operand truncates", "1.6", "warning"),
-    Rule("GG302", "a parameter of an inline is rebound below its top level: the caller's variable changes", "1.4", "warning"),
+    Rule("GG302", "an inline rebinds a parameter below its top level: the caller's variable changes", "1.4",
+         "warning"),
+    Rule("GG304", "a dispatch is launched with 0 blocks", "2.4", "warning"),
     Rule("GG303", "write to a plain input of the entry: the host never sees it", "1.2", "error"),
 )  # fmt: skip
 

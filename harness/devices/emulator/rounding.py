@@ -1,0 +1,164 @@
+"""Conversions between element types, from bit patterns (contracts/pypto_dsl.md 3.6).
+
+Every function works on whole torch tensors and shares no code with `goldens.numerics`. Modes: `rint` (nearest, ties to
+even), `round` (nearest, ties away from zero), `floor`, `ceil`, `trunc`, `odd` (truncate, then set the last bit when
+inexact).
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor as Torch
+
+MODES = ("none", "rint", "round", "floor", "ceil", "trunc", "odd")  # a mode's number is its position
+
+_INT32_MAX = 2**31 - 1
+_FP16_INF = 0x7C00
+
+
+def fp32(value: float) -> float:
+    """A Python float rounded once to FP32 (nearest even, overflow to infinity)."""
+    return ctypes.c_float(value).value
+
+
+def _carry(kept: Torch, rest: Torch, half: Torch | int, negative: Torch, mode: str) -> Torch:
+    """`kept` (a magnitude whose dropped low bits are `rest`) after rounding; `half` is the tie."""
+    if mode == "trunc":
+        return kept
+    if mode == "rint":
+        return kept + ((rest > half) | ((rest == half) & ((kept & 1) == 1)))
+    if mode == "round":
+        return kept + (rest >= half)
+    if mode == "odd":
+        return kept | (rest != 0)
+    if mode == "floor":
+        return kept + ((rest != 0) & negative)
+    if mode == "ceil":
+        return kept + ((rest != 0) & ~negative)
+    raise ValueError(f"unknown rounding mode {mode!r}")
+
+
+def fp32_to_bf16(x: Torch, mode: str) -> Torch:
+    """FP32 to BF16. Overflow goes to infinity where the mode rounds away; every NaN becomes the quiet NaN 0x7FC0."""
+    bits = x.contiguous().view(torch.int32)
+    # The magnitude sits in the low 31 bits, so adding below bit 16 and shifting rounds it whatever the sign is.
+    if mode == "rint":
+        high = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
+    elif mode == "round":
+        high = (bits + 0x8000) >> 16
+    elif mode == "trunc":
+        high = bits >> 16
+    else:
+        high = _carry(bits >> 16, bits & 0xFFFF, 0x8000, bits < 0, mode)
+    return torch.where(x == x, high, 0x7FC0).to(torch.int16).view(torch.bfloat16)
+
+
+def fp32_to_fp16(x: Torch, mode: str) -> Torch:
+    """FP32 to FP16 with subnormals. `rint` and `round` give infinity from 65520 on; every NaN becomes 0x7E00."""
+    bits = x.contiguous().view(torch.int32)
+    magnitude = bits & _INT32_MAX
+    exponent = magnitude >> 23
+    # Normal results drop 13 bits of the rebased pattern (a carry runs into the exponent as it should); below 2^-14
+    # the significand is shifted further, up to 25 bits, where nothing is left but the sticky rest.
+    below = (113 - exponent).clamp(0, 12)
+    significand = (magnitude & 0x7FFFFF) | ((exponent > 0).to(torch.int32) << 23)
+    pattern = torch.where(below == 0, magnitude - (112 << 23), significand)
+    shift = below + 13
+    one = torch.ones_like(shift)
+    kept = pattern >> shift
+    rest = pattern & ((one << shift) - 1)
+    negative = bits < 0
+    rounded = _carry(kept, rest, one << (shift - 1), negative, mode)
+    # A finite value beyond the largest half goes where its mode rounds: away from zero to infinity, else to 65504.
+    away = {"trunc": torch.zeros_like(negative), "odd": torch.zeros_like(negative), "floor": negative,
+            "ceil": ~negative}.get(mode)  # fmt: skip
+    if away is None:
+        rounded = rounded.clamp(max=_FP16_INF)
+    else:
+        limit = torch.where(away | (exponent == 0xFF), _FP16_INF, _FP16_INF - 1)
+        rounded = torch.minimum(rounded, limit.to(torch.int32))
+    rounded = torch.where(x == x, rounded, 0x7E00)
+    return (rounded | ((bits >> 16) & 0x8000)).to(torch.int16).view(torch.float16)
+
+
+def to_integral(x: Torch, mode: str) -> Torch:
+    """FP32 rounded to an integral FP32 value; infinities and NaN stay. There is no `odd` here."""
+    if mode == "trunc":
+        return x.trunc()
+    if mode == "floor":
+        return x.floor()
+    if mode == "ceil":
+        return x.ceil()
+    if mode == "rint":
+        magnitude = x.abs()
+        # Adding 2^23 leaves no fraction bits, so the addition itself rounds to nearest even.
+        small = (magnitude + 8388608.0) - 8388608.0
+        return torch.where(magnitude < 8388608.0, small, magnitude).copysign(x)
+    if mode == "round":
+        whole = x.trunc()
+        # x - whole is exact: both have the same exponent or the difference is below one.
+        return torch.where((x - whole).abs() >= 0.5, whole + torch.ones_like(x).copysign(x), whole)
+    raise ValueError(f"unknown rounding mode {mode!r}")
+
+
+def fp32_to_int32(x: Torch, mode: str) -> Torch:
+    """FP32 to INT32, saturating; NaN gives 0."""
+    whole = to_integral(x, mode)
+    if whole.numel() == 0 or bool(whole.abs().amax() < 2147483648.0):
+        return whole.to(torch.int32)
+    inside = whole.nan_to_num(nan=0.0).clamp(-2147483648.0, 2147483520.0).to(torch.int32)
+    return torch.where(whole >= 2147483648.0, _INT32_MAX, inside).to(torch.int32)
+
+
+def fp32_to_int64(x: Torch, mode: str) -> Torch:
+    """FP32 to INT64, saturating; NaN gives 0."""
+    whole = to_integral(x, mode)
+    limit = 9223372036854775808.0
+    below = 9223371487098961920.0  # the largest FP32 under 2^63
+    inside = whole.nan_to_num(nan=0.0).clamp(-limit, below).to(torch.int64)
+    return torch.where(whole >= limit, 2**63 - 1, inside)
+
+
+def int_to_fp32(x: Torch, mode: str) -> Torch:
+    """INT16, INT32 or INT64 to FP32; the mode matters beyond 2^24."""
+    return _int_to_float(x, 24, mode).to(torch.float32)
+
+
+def int16_to_fp16(x: Torch, mode: str) -> Torch:
+    """INT16 to FP16; the mode matters beyond 2^11."""
+    return _int_to_float(x, 11, mode).to(torch.float16)
+
+
+def int32_to_fp16(x: Torch) -> Torch:
+    """INT32 to FP16, nearest even, infinity from 65520 on."""
+    if x.numel() and bool(x.abs().amax() <= 2048) and bool(x.amin() > -(2**31)):
+        return x.to(torch.float16)  # exact
+    # FP32 holds every integer below 2^24 and everything above is far beyond the largest half: one rounding.
+    return fp32_to_fp16(int_to_fp32(x, "rint"), "rint")
+
+
+def _int_to_float(x: Torch, precision: int, mode: str) -> Torch:
+    """Integers rounded to `precision` significand bits, as FP64 (which holds the result exactly)."""
+    if x.numel() == 0 or max(abs(int(x.amin())), abs(int(x.amax()))) <= 1 << precision:
+        return x.to(torch.float64)
+    wide = x.to(torch.int64)
+    negative = wide < 0
+    lowest = wide == -(2**63)  # its magnitude does not fit; as a power of two it needs no rounding
+    magnitude = torch.where(lowest, 0, wide).abs()
+    length = torch.frexp(magnitude.to(torch.float64)).exponent.to(torch.int64)
+    # FP64 may round up to the next power of two, which makes the length one too large.
+    length = length - ((magnitude >> (length - 1).clamp(min=0)) == 0).to(torch.int64)
+    drop = (length - precision).clamp(min=0)
+    unit = torch.ones_like(drop) << drop
+    rounded = _carry(magnitude >> drop, magnitude & (unit - 1), torch.where(drop > 0, unit >> 1, 1), negative, mode)
+    result = (rounded << drop.clamp(max=39)).to(torch.float64)  # at most 2^24 << 39 = 2^63
+    result = torch.where(rounded << drop < 0, 2.0**63, result)
+    result = torch.where(negative, -result, result)
+    return torch.where(lowest, -(2.0**63), result)
+
+
+def wrap(x: Torch, dtype: torch.dtype) -> Torch:
+    """The low bits of an integer tensor as a narrower or wider integer type (two's complement)."""
+    return x.to(dtype)
