@@ -16,9 +16,8 @@ def int8_matmul(a: Tensor, b_t: Tensor) -> Tensor:
     Exact for K up to 2^17 - 1, so that no accumulator leaves INT32. Uses torch._int_mm where this machine
     computes it exactly, int8_matmul_exact where it does not.
     """
-    m, k = a.shape
-    # torch 2.13's _int_mm leaves its result unwritten for K = 1, and refuses an empty operand.
-    if m == 0 or k == 1 or not _int_mm_is_exact():
+    # torch 2.13's _int_mm leaves its result unwritten for K = 1.
+    if a.shape[1] == 1 or not _int_mm_is_exact():
         return int8_matmul_exact(a, b_t)
     # The weights on the left are about twice as fast as on the right for up to a few hundred rows of `a`.
     return torch._int_mm(b_t, a.t()).t().contiguous()

@@ -1,0 +1,102 @@
+"""What holds for every golden: pure, taps in order, bad inputs refused in one line, no dependence on
+threads.
+"""
+
+import inspect
+
+import pytest
+import torch
+from golden_testing import INPUTS, bits, golden, run, stages
+
+from goldens.errors import GoldenInputError
+
+OPS = sorted(INPUTS)
+TENSORS = [(op, name) for op in OPS for name, value in INPUTS[op]()[0].items() if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_taps_are_the_stages_and_change_nothing(op):
+    taps = {}
+    found, plain = run(op, INPUTS[op](), taps=taps), run(op, INPUTS[op]())
+    assert tuple(taps) == stages(op)
+    assert list(found) == list(plain)
+    assert all(torch.equal(bits(found[name]), bits(plain[name])) for name in plain)
+    assert all(torch.equal(bits(taps[name]), bits(found[name])) for name in found)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_inputs_are_left_alone_and_outputs_are_new(op):
+    inputs, before = INPUTS[op](), INPUTS[op]()[0]
+    found = run(op, inputs)
+    storages = {v.untyped_storage().data_ptr() for v in inputs[0].values() if isinstance(v, torch.Tensor)}
+    assert not storages & {v.untyped_storage().data_ptr() for v in found.values()}
+    for name, value in inputs[0].items():
+        assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_same_bits_with_one_thread_and_more(op):
+    sizes = {} if op == "expert_routed" else {"t": 64}
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(run(op, INPUTS[op](**sizes)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(bits(other[name]), bits(found[0][name])) for name in other)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op != "expert_routed"])
+@pytest.mark.parametrize("t", [1, 3, 8, 17])
+def test_rows_do_not_depend_on_their_number_or_order(op, t):
+    """The first t of 20 tokens alone, and all 20 in reverse, give the same rows."""
+    tensors, parameters = INPUTS[op](t=20)
+    tensors |= {"num_tokens": 20} if op == "gate" else {}
+    whole = run(op, (tensors, parameters))
+    per_token = {n: v for n, v in tensors.items() if isinstance(v, torch.Tensor) and v.shape[0] == 20}
+    few = run(op, (tensors, parameters), **{n: v[:t] for n, v in per_token.items()})
+    turned = run(op, (tensors, parameters), **{n: v.flip(0) for n, v in per_token.items()})
+    for name, value in whole.items():
+        assert torch.equal(bits(few[name]), bits(value[:t]))
+        assert torch.equal(bits(turned[name]), bits(value.flip(0)))
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op != "expert_routed"])
+def test_no_tokens_at_all(op):
+    assert all(value.shape[0] == 0 for value in run(op, INPUTS[op](t=0)).values())
+
+
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_rejects_wrong_dtype(op, name):
+    value = INPUTS[op]()[0][name]
+    kind = str(value.dtype).removeprefix("torch.")
+    with pytest.raises(GoldenInputError, match=f"^{op}: {name} has dtype float64, expected {kind}$"):
+        run(op, INPUTS[op](), **{name: value.double()})
+
+
+@pytest.mark.parametrize(("op", "name"), [pair for pair in TENSORS if pair != ("gate", "tid2eid")])
+def test_rejects_one_column_too_many(op, name):
+    """In any tensor but tid2eid, which alone says what K is. Another tensor may be named: the first that
+    differs.
+    """
+    value = INPUTS[op]()[0][name]
+    wider = torch.cat([value, value[..., :1]], dim=-1)
+    with pytest.raises(GoldenInputError, match=rf"^{op}: \w+ has shape \[.*\], expected \[.*\]$"):
+        run(op, INPUTS[op](), **{name: wider})
+
+
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+def test_rejects_one_axis_too_many(op, name):
+    value = INPUTS[op]()[0][name]
+    with pytest.raises(GoldenInputError, match=rf"^{op}: {name} has shape \[.*\], expected \[.*\]$"):
+        run(op, INPUTS[op](), **{name: value.unsqueeze(0)})
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_model_parameters_are_keyword_only_and_have_no_default(op):
+    parameters = inspect.signature(golden(op)).parameters
+    model = [p for name, p in parameters.items() if name in INPUTS[op]()[1]]
+    assert len(model) == len(INPUTS[op]()[1])
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in model)
