@@ -403,3 +403,20 @@ def test_a_wrong_argument_of_an_op_names_the_line(kernel) -> None:
     with pytest.raises(KernelFault, match="add") as error:
         file.run(x=torch.ones(8, 8))
     assert error.value.line == file.line("pl.add")
+
+
+def test_names_of_a_loop_without_iterations_do_no_harm(kernel) -> None:
+    """The same name is assigned in two regions; in the first its loop does not run."""
+    file = kernel("""
+        @pl.jit
+        def kernel(n: pl.Scalar[pl.INT32], out: pl.Out[pl.Tensor[[8, 8], pl.FP32]]):
+            with pl.at(level=pl.Level.CORE_GROUP):
+                for i in pl.range(n):
+                    c = i * 8
+                    out[:, c : c + 8] = pl.full([8, 8], pl.FP32, 1.0)
+            with pl.at(level=pl.Level.CORE_GROUP):
+                c = 0
+                out[:, c : c + 8] = pl.full([8, 8], pl.FP32, 2.0)
+            return out
+        """)
+    assert torch.equal(file.run(n=0).outputs["out"], torch.full((8, 8), 2.0))

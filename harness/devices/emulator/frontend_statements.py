@@ -410,7 +410,7 @@ class Statements:
     def _at(
         self, node: ast.With, tid: str | None, arguments: list[ast.expr], keywords: list[ast.keyword]
     ) -> list[ast.stmt]:
-        keep = tuple(sorted(stored_names(node.body)))
+        keep = tuple(sorted(stored_names(node.body) & self._loaded_outside(node)))
         name, definition = self._nested(node, node.body, "at", first=None, keep=keep)
         run = self.expressions.rt("at", ast.Name(id=name, ctx=ast.Load()), *arguments, keywords=keywords)
         if tid is not None:
@@ -465,10 +465,10 @@ class Statements:
         translated = self.block(body)
         self.loops = outer_loops
         self.private -= 1
-        if first is not None and keep == ():
-            self.expressions.bound = before
         outputs = [n for n in keep if n in self.bound]
+        self.expressions.bound = before | set(outputs)
         read |= {n for n in outputs if n in before}  # a kept name may be assigned on some path only
+        translated[:0] = [self._unassigned(n, node) for n in outputs if n not in before]
         translated.append(ast.copy_location(ast.Return(value=_names_load(outputs)), node))
         names = sorted(read)
         name = f"gg_{kind}_{node.lineno}"
@@ -487,6 +487,17 @@ class Statements:
         if hasattr(definition, "type_params"):
             definition.type_params = []
         return name, definition
+
+    def _unassigned(self, name: str, at: ast.stmt) -> ast.stmt:
+        """A kept name that a loop of zero iterations leaves without a value."""
+        value = ast.Attribute(value=ast.Name(id=runtime.ALIAS, ctx=ast.Load()), attr="UNASSIGNED", ctx=ast.Load())
+        return ast.copy_location(ast.Assign(targets=[ast.Name(id=name, ctx=ast.Store())], value=value), at)
+
+    def _loaded_outside(self, node: ast.With) -> set[str]:
+        """Names that the function reads anywhere but in the body of `node`."""
+        inside = {id(n) for statement in node.body for n in ast.walk(statement)}
+        loads = (n for n in ast.walk(self.function.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+        return {n.id for n in loads if id(n) not in inside} | set(self.writebacks)
 
 
 def stored_names(body: list[ast.stmt]) -> set[str]:

@@ -36,7 +36,7 @@ from harness.devices.emulator.scalars import (  # rewritten code calls these as 
     truediv,
     truth,
 )  # fmt: skip
-from harness.devices.emulator.values import Array, Tile, View, as_int, describe
+from harness.devices.emulator.values import Array, View, as_int, describe
 
 ALIAS = "__goldengate_runtime__"  # the name of this module in the globals of a kernel file
 ENUMS = (
@@ -80,6 +80,13 @@ class TaskId:
     """An opaque task id; `None` is the invalid one."""
 
     number: int
+
+
+class Unassigned:
+    """What a name stands for after a loop of zero iterations that would have assigned it; no op accepts it."""
+
+
+UNASSIGNED = Unassigned()
 
 
 # -- loops ------------------------------------------------------------------------------------------
@@ -312,7 +319,7 @@ def extent(value: Any, axis: int) -> int:
 
 
 __all__ = [
-    "ALIAS", "CONSTRUCTS", "ENUMS", "Construct", "TaskId", "Tile", "add", "and_", "at", "call", "cluster", "eq",
+    "ALIAS", "CONSTRUCTS", "ENUMS", "UNASSIGNED", "Construct", "TaskId", "add", "and_", "at", "call", "cluster", "eq",
     "extent", "floordiv", "ge", "gt", "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg",
     "not_", "or_", "parallel_", "pipeline_", "range_", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
     "spmd", "sub", "truediv", "truth", "unroll_",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor as Torch
@@ -61,7 +62,8 @@ class Storage:
         return self.taint
 
 
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+@lru_cache(maxsize=4096)
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides in elements of a dense row-major array."""
     strides = [1] * len(shape)
     for axis in range(len(shape) - 2, -1, -1):
@@ -136,11 +138,11 @@ class Tensor(View):
     @classmethod
     def of(cls, data: Torch, dtype: DType, name: str) -> Tensor:
         """Wrap host data (contiguous, fully defined) without a copy."""
-        return cls(Storage(data.reshape(-1), dtype, name, "GM"), dtype, data.shape, row_major(data.shape))
+        return cls(Storage(data.reshape(-1), dtype, name, "GM"), dtype, data.shape, row_major(tuple(data.shape)))
 
     @classmethod
     def undefined(cls, shape: Sequence[int], dtype: DType, name: str) -> Tensor:
-        return cls(Storage.undefined(math.prod(shape), dtype, name, "GM"), dtype, shape, row_major(shape))
+        return cls(Storage.undefined(math.prod(shape), dtype, name, "GM"), dtype, shape, row_major(tuple(shape)))
 
     def window(self, offsets: Sequence[int], shape: Sequence[int]) -> Tensor:
         """Aliasing sub-tensor; bounds must have been checked."""
@@ -185,11 +187,13 @@ class Tile(View):
         storage = Storage(data.reshape(-1), dtype, name, space)
         if taint is not None and bool(taint.any()):
             storage.taint = taint.to(torch.int32).contiguous().reshape(-1)
-        return cls(storage, dtype, data.shape, row_major(data.shape), 0, valid, space)
+        tile = cls(storage, dtype, data.shape, row_major(tuple(data.shape)), 0, valid, space)
+        tile._data = data
+        return tile
 
     @classmethod
     def undefined(cls, shape: Sequence[int], dtype: DType, name: str, *, space: str = "Vec") -> Tile:
-        return cls(Storage.undefined(math.prod(shape), dtype, name, space), dtype, shape, row_major(shape), space=space)
+        return cls(Storage.undefined(math.prod(shape), dtype, name, space), dtype, shape, row_major(tuple(shape)), space=space)
 
     @property
     def full(self) -> bool:
