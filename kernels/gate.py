@@ -79,8 +79,8 @@ def store_routes(
     """Writes ids and weights of the first `rows` tokens of the tile; the pad lanes of `values` are zero."""
     share = pl.row_expand_div(values, pl.row_sum(values))
     weight = pl.mul(share, ROUTED_SCALING)
-    indices[t0 : t0 + TOKENS, 0:TOPK] = pl.set_validshape(ids, rows, TOPK)
-    weights[t0 : t0 + TOKENS, 0:TOPK] = pl.set_validshape(weight, rows, TOPK)
+    indices = pl.assemble(indices, pl.set_validshape(ids, rows, TOPK), [t0, 0])
+    weights = pl.assemble(weights, pl.set_validshape(weight, rows, TOPK), [t0, 0])
 
 
 @pl.jit.inline
@@ -152,11 +152,11 @@ def gate_inline(
         no_score = pl.full([BOX, BOX], dtype=pl.FP32, value=0.0)
         never = pl.full([BOX, BOX], dtype=pl.FP32, value=FP32_NEG_INF)
         for r in pl.range(T_BOXES):
-            t0 = r * BOX
+            r0 = r * BOX
             for c in pl.range(N_EXPERTS // BOX, SORT_WIDTH // BOX):
                 e0 = c * BOX
-                score[t0 : t0 + BOX, e0 : e0 + BOX] = no_score
-                biased[t0 : t0 + BOX, e0 : e0 + BOX] = never
+                score[r0 : r0 + BOX, e0 : e0 + BOX] = no_score
+                biased[r0 : r0 + BOX, e0 : e0 + BOX] = never
 
     if active > 0:
         for block in pl.spmd(boxes * EXPERT_TILES, name_hint="gate_scores"):
