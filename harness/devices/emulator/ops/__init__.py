@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.devices.emulator.ops import (
+    absent,
+    bitwise,
     cast,
+    compare,
     create,
     cube,
     elementwise,
@@ -14,7 +17,9 @@ from harness.devices.emulator.ops import (
     gather,
     memory,
     minmax,
+    prefetch,
     reduce,
+    scatter,
     shape,
     sort,
     subscript,
@@ -22,8 +27,8 @@ from harness.devices.emulator.ops import (
 from harness.devices.emulator.optable import OPS
 
 __all__ = [
-    "cast", "create", "cube", "elementwise", "expand", "gather", "memory", "minmax", "namespace", "reduce", "shape",
-    "sort", "subscript",
+    "absent", "bitwise", "cast", "compare", "create", "cube", "elementwise", "expand", "gather", "memory", "minmax",
+    "namespace", "prefetch", "reduce", "scatter", "shape", "sort", "subscript",
 ]  # fmt: skip
 
 

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor as Torch
 
 from harness.devices.emulator.variance import RSQRT_BITS, Schedule
 
+Ufunc = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-def transcendental(function: Callable[[Torch], Torch], schedule: Schedule) -> Callable[[Torch], Torch]:
+
+def _in_fp64(function: Ufunc, x: Torch) -> Torch:
+    """`function` in FP64. numpy rather than torch: one thread, and a correctly rounded square root."""
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(np.asarray(function(x.double().numpy())))
+
+
+def sqrt(x: Torch) -> Torch:
+    """Correctly rounded square root of FP32 or FP16 (FP64 holds enough digits for the second rounding to be safe)."""
+    return _in_fp64(np.sqrt, x).to(x.dtype)
+
+
+def transcendental(function: Ufunc, schedule: Schedule) -> Callable[[Torch], Torch]:
     """`function` evaluated in FP64 and rounded once; option `one_ulp` moves the result by −1, 0 or +1 ULP.
 
     FP64 first makes the nearest result the same on every host. Zeros, infinities, NaN and the result of an input whose
     result is exactly 1 (exp of 0, cos of 0) never move.
     """
     if schedule.pick("transcendental") == "nearest":
-        return lambda x: function(x.double()).to(x.dtype)
+        return lambda x: _in_fp64(function, x).to(x.dtype)
 
     def within_one_ulp(x: Torch) -> Torch:
-        y = function(x.double()).to(x.dtype)
+        y = _in_fp64(function, x).to(x.dtype)
         step = (_hash(x, schedule.salt) % 3) - 1
         moved = _add_ulps(y, step)
         return torch.where((y == 0) | (y == 1) | ~torch.isfinite(y) | ~torch.isfinite(moved), y, moved)
@@ -33,12 +48,12 @@ def rsqrt(schedule: Schedule) -> Callable[[Torch], Torch]:
     cut = -(1 << (23 - RSQRT_BITS))
 
     def truncated(x: Torch) -> Torch:
-        y = (1.0 / torch.sqrt(x.double())).to(torch.float32)
+        y = (1.0 / _in_fp64(np.sqrt, x)).to(torch.float32)
         # An all-ones mask above the cut keeps sign, exponent and 12 fraction bits; infinity stays infinity.
         return torch.where(torch.isnan(y), y, (y.view(torch.int32) & cut).view(torch.float32)).to(x.dtype)
 
     def spread(x: Torch) -> Torch:
-        y = 1.0 / torch.sqrt(x.double())
+        y = 1.0 / _in_fp64(np.sqrt, x)
         unit = _hash(x, schedule.salt).double() / 2.0**30 - 1.0  # in [-1, 1)
         return (y * (1.0 + unit * 0.99 * 2.0**-RSQRT_BITS)).to(x.dtype)
 

@@ -112,7 +112,7 @@ def scalar_for(value: int | float | Scalar, dtype: DType, name: str) -> int | fl
     if not dtype.is_float:
         if own.is_float:
             raise fault(
-                f"pl.{name}: {describe(value)} meets a {dtype} tile; integers are not promoted, cast the tile to pl.FP32"
+                f"pl.{name}: {describe(value)} meets a {dtype} tile; nothing promotes it, cast the tile to pl.FP32"
             )
         bits = dtype.bits
         wrapped = int(number) & ((1 << bits) - 1)
@@ -183,7 +183,7 @@ def outside_mark(name: str) -> int:
 def embed(
     data: Torch, dtype: DType, shape: Sequence[int], name: str, *, taint: Torch | None = None, space: str = "Vec"
 ) -> Tile:
-    """A tile of `shape` whose top-left box is `data`; the rest is undefined. `taint` fits `data` or broadcasts to it."""
+    """A tile of `shape` whose top-left box is `data`; the rest is undefined. `taint` broadcasts to `data`."""
     shape = tuple(shape)
     if tuple(data.shape) == shape:
         if taint is not None and taint.shape != data.shape:

@@ -19,7 +19,7 @@ _EXACT_K = 1024  # products of INT8 are at most 2^14, so 2^10 of them stay withi
 
 
 class _Factor:
-    """One operand with its transpose flag resolved: `[..., rows, K]` for the left, `[..., K, columns]` for the right."""
+    """One operand with its transpose flag resolved: `[..., rows, K]` on the left, `[..., K, columns]` on the right."""
 
     __slots__ = ("data", "dtype", "shape", "taint", "valid")
 
@@ -64,10 +64,7 @@ def _multiply(
         raise fault(f"pl.{name}: operands are {left.dtype} and {right.dtype}; the cube unit needs equal dtypes")
     if left.shape[-1] != right.shape[-2]:
         raise fault(f"pl.{name}: K differs: lhs {list(left.shape)}, rhs {list(right.shape)} (after transposition)")
-    try:
-        batch = tuple(torch.broadcast_shapes(left.shape[:-2], right.shape[:-2]))
-    except RuntimeError:
-        raise fault(f"pl.{name}: batch axes of {list(left.shape)} and {list(right.shape)} differ") from None
+    batch = _batch(left.shape[:-2], right.shape[:-2], name)
     depth = left.valid[-1]
     if depth != right.valid[-2]:
         machine().lint("GG208", f"pl.{name}: valid K is {depth} for lhs and {right.valid[-2]} for rhs")
@@ -82,6 +79,15 @@ def _multiply(
         product = _int8(a, b)
         return product if start is None else start + product, taint, shape, INT32
     return _float(a, b, _FRACTAL_K[left.dtype], start), taint, shape, FP32
+
+
+def _batch(left: tuple[int, ...], right: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Leading axes broadcast against each other, aligned at the right. Raises where neither is 1."""
+    rank = max(len(left), len(right))
+    pairs = list(zip((1,) * (rank - len(left)) + left, (1,) * (rank - len(right)) + right, strict=True))
+    if any(a != b and 1 not in (a, b) for a, b in pairs):
+        raise fault(f"pl.{name}: batch axes {list(left)} and {list(right)} differ")
+    return tuple(b if a == 1 else a for a, b in pairs)
 
 
 def _product_taint(left: _Factor, right: _Factor, depth: int) -> Torch | None:

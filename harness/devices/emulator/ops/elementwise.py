@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor as Torch
 
@@ -49,8 +50,8 @@ def _row_broadcast(left: Tile, right: Tile, name: str) -> Tile:
             return right
         if left.shape[-1] == 1:
             raise fault(
-                f"pl.{name}: {list(left.shape)} with {list(right.shape)}: the device exchanges the operands of an implicit "
-                f"row broadcast; write pl.row_expand_{name} with the matrix first"
+                f"pl.{name}: {list(left.shape)} with {list(right.shape)}: the device exchanges the operands of an "
+                f"implicit row broadcast; write pl.row_expand_{name} with the matrix first"
             )
     hint = ""
     if len(left.shape) == len(right.shape) and right.shape == (*(1,) * (len(left.shape) - 1), left.shape[-1]):
@@ -161,7 +162,7 @@ def recip(x: Operand, high_precision: bool = False) -> Tile:
 @op("sqrt", "tensor.sqrt", "tile.sqrt")
 def sqrt(x: Operand, high_precision: bool = False) -> Tile:
     """Square root, correctly rounded (3.5)."""
-    return unary("sqrt", x, torch.sqrt)
+    return unary("sqrt", x, approx.sqrt)
 
 
 @op("rsqrt", "tensor.rsqrt", "tile.rsqrt")
@@ -174,31 +175,31 @@ def rsqrt(x: Operand, high_precision: bool = False) -> Tile:
 
 
 def _sqrt_then_divide(x: Torch) -> Torch:
-    return torch.reciprocal(torch.sqrt(x))
+    return torch.reciprocal(approx.sqrt(x))
 
 
 @op("exp", "tensor.exp", "tile.exp")
 def exp(x: Operand) -> Tile:
     """e^x, nearest or within 1 ULP (3.5, B)."""
-    return unary("exp", x, approx.transcendental(torch.exp, machine().schedule))
+    return unary("exp", x, approx.transcendental(np.exp, machine().schedule))
 
 
 @op("log", "tensor.log", "tile.log")
 def log(x: Operand, high_precision: bool = False) -> Tile:
     """Natural logarithm, nearest or within 1 ULP (3.5, B)."""
-    return unary("log", x, approx.transcendental(torch.log, machine().schedule))
+    return unary("log", x, approx.transcendental(np.log, machine().schedule))
 
 
 @op("sin", "tensor.sin", "tile.sin")
 def sin(x: Operand) -> Tile:
     """Sine of FP32 radians, nearest or within 1 ULP (3.5)."""
-    return unary("sin", x, approx.transcendental(torch.sin, machine().schedule), frozenset((FP32,)))
+    return unary("sin", x, approx.transcendental(np.sin, machine().schedule), frozenset((FP32,)))
 
 
 @op("cos", "tensor.cos", "tile.cos")
 def cos(x: Operand) -> Tile:
     """Cosine of FP32 radians, nearest or within 1 ULP (3.5)."""
-    return unary("cos", x, approx.transcendental(torch.cos, machine().schedule), frozenset((FP32,)))
+    return unary("cos", x, approx.transcendental(np.cos, machine().schedule), frozenset((FP32,)))
 
 
 @op("relu", "tensor.relu", "tile.relu")

@@ -15,13 +15,12 @@ from harness.devices.emulator.ops.common import (
     check_vector,
     embed,
     gm_copy,
-    is_scalar,
     refuse_taint,
     scalar_for,
 )
 from harness.devices.emulator.ops.memory import load_window, write_window
 from harness.devices.emulator.optable import op
-from harness.devices.emulator.values import Tensor, Tile, View, as_int, as_ints, describe, poison
+from harness.devices.emulator.values import Scalar, Tensor, Tile, View, as_int, as_ints, describe, poison
 
 _GATHERED = frozenset((FP32, FP16, INT16, INT32, UINT16, UINT32))
 _COMPARE = {"eq": torch.eq, "gt": torch.gt, 0: torch.eq, 4: torch.gt}
@@ -76,7 +75,8 @@ def checked_index(index: Tile, extent: int, name: str) -> Torch:
     if bool(bad.any()):
         at = tuple(int(i) for i in torch.nonzero(bad)[0])
         raise fault(
-            f"pl.{name}: index {index.name}[{', '.join(map(str, at))}] = {int(positions[at])} is out of bounds 0..{extent - 1}"
+            f"pl.{name}: index {index.name}[{', '.join(map(str, at))}] = {int(positions[at])} "
+            f"is out of bounds 0..{extent - 1}"
         )
     return positions
 
@@ -89,7 +89,9 @@ def _by_index(x: Tensor | Tile, dim: int, index: Tensor | Tile) -> Tile:
     rank = len(source.shape)
     axis = dim % rank if -rank <= dim < rank else rank
     if len(idx.shape) != rank or axis == rank:
-        raise fault(f"pl.gather: x {list(source.shape)} and index {list(idx.shape)} need one rank that has axis {dim}")
+        raise fault(
+            f"pl.gather: x {list(source.shape)}, index {list(idx.shape)}: the ranks must be equal and have axis {dim}"
+        )
     if any(s != i for a, (s, i) in enumerate(zip(source.shape, idx.shape, strict=True)) if a != axis):
         raise fault(f"pl.gather: x {list(source.shape)} and index {list(idx.shape)} differ beside axis {dim}")
     positions = checked_index(idx, source.shape[axis], "gather")
@@ -129,11 +131,11 @@ def _by_compare(
         raise fault(f"pl.gather: cmp_mode {mode!r} is not available; the device has eq and gt")
     refuse_taint(source.valid_taint, "gather", source.name)
     rows = source.valid_data
-    wanted = (
-        as_tile(kvalue, "gather", "kvalue").data
-        if not is_scalar(kvalue)
-        else scalar_for(kvalue, source.dtype, "gather")
-    )  # type: ignore[arg-type]
+    wanted: Torch | float
+    if isinstance(kvalue, (int, float, Scalar)):
+        wanted = scalar_for(kvalue, source.dtype, "gather")
+    else:
+        wanted = as_tile(kvalue, "gather", "kvalue").data
     hit = _COMPARE[key](rows, wanted)
     counts = hit.sum(dim=-1, keepdim=True)
     if int(counts.max()) > columns:
@@ -179,7 +181,7 @@ def gather_row(
     acc: Tile | None = None,
     valid_shape: object = None,
 ) -> Tile:
-    """A window of GM `src` into on-chip `dst` (at J called `acc`) in place; `transpose` stores [r,c] as [c,r] (3.11)."""
+    """A window of GM `src` into on-chip `dst` (J: `acc`) in place; `transpose` stores [r,c] as [c,r] (3.11)."""
     target = acc if dst is None else dst
     if not isinstance(target, Tile):
         raise fault(f"pl.gather_row: the target must be an on-chip buffer, not {describe(target)}")

@@ -71,7 +71,7 @@ def _lane_blocks(x: Torch, lanes: int) -> tuple[Torch, Torch | None]:
     """Full blocks of `lanes` columns as [..., blocks, lanes], and the ragged tail."""
     n = x.shape[-1]
     whole = n // lanes * lanes
-    blocks = x[..., :whole].unflatten(-1, (-1, lanes))
+    blocks = x[..., :whole].reshape(*x.shape[:-1], -1, lanes)
     return blocks, x[..., whole:] if whole < n else None
 
 

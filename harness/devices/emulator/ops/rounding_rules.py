@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -92,7 +93,7 @@ def chained(source: DType, target: DType, mode: str) -> Callable[[Torch], Torch]
     if hops is None:
         return None
     route = (source, *hops, target)
-    steps = [native(a, b, mode) for a, b in zip(route, route[1:], strict=False)]
+    steps = [native(a, b, mode) for a, b in itertools.pairwise(route)]
 
     def run(x: Torch) -> Torch:
         for step in steps:

@@ -52,7 +52,7 @@ def _alias(x: Tensor, extents: tuple[int, ...]) -> Tensor:
             f"pl.reshape: the strided view {x.name}{list(x.shape)} has no alias of shape {list(extents)}"
         ) from None
     start = view.storage_offset() - x.storage.data.storage_offset()
-    return Tensor(x.storage, x.dtype, extents, view.stride(), start)
+    return Tensor(x.storage, x.dtype, extents, [int(s) for s in view.stride()], int(start))
 
 
 @op("transpose", "tensor.transpose", "tile.transpose", where=ANY)
@@ -111,7 +111,7 @@ def pad_number(pad: object, dtype: DType, name: str) -> int | float | bool:
     """The number that a padding stands for: float min and max are the infinities (3.8)."""
     if pad in (PadValue.zero, 0):
         return False if dtype is BOOL else 0
-    sign = {PadValue.min: -1, PadValue.max: 1}.get(pad) if isinstance(pad, PadValue) else None  # type: ignore[call-overload]
+    sign = {PadValue.min: -1, PadValue.max: 1}.get(pad) if isinstance(pad, PadValue) else None
     if sign is None and isinstance(pad, float) and math.isinf(pad):
         sign = 1 if pad > 0 else -1
     if sign is None:
@@ -168,7 +168,7 @@ def fillpad_inplace(x: Tile, pad_value: object = PadValue.zero) -> Tile:
 
 @op("concat", "tensor.concat", "tile.concat")
 def concat(a: Tensor | Tile, b: Tensor | Tile) -> Tile:
-    """The columns of a, then those of b: a new tile (3.9). Raises for other rows, dtypes or a narrowed first operand."""
+    """The columns of a, then those of b, in a new tile (3.9). Raises for other rows or dtypes, or a narrowed `a`."""
     left, right = as_tile(a, "concat"), as_tile(b, "concat", "second operand")
     if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[0] != right.shape[0]:
         raise fault(f"pl.concat: {list(left.shape)} and {list(right.shape)} must be 2-D with equal rows")

@@ -17,7 +17,7 @@ _BLOCK = 32
 
 
 def descending(values: Torch) -> Torch:
-    """Order [..., n] that sorts values descending; equal ones in the schedule's order (`sort_ties`). NaN comes first."""
+    """Order [..., n] that sorts descending, equal values in the schedule's order (`sort_ties`), NaN first."""
     schedule = machine().schedule
     ties = schedule.pick("sort_ties")
     if ties == "first":

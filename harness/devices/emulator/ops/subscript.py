@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.devices.emulator.machine import fault, machine
 from harness.devices.emulator.ops import memory
+from harness.devices.emulator.ops.common import gm_copy
 from harness.devices.emulator.values import Array, Scalar, Tensor, Tile, as_int, describe
 
 Index = int | slice | Scalar
@@ -63,7 +64,7 @@ def subscript_store(x: object, index: object, value: object) -> object:
     if not any(s in (kept, extents) for s in shapes):
         raise fault(f"the window {list(kept)} of {x.name} cannot take {describe(value)}: the shapes differ")
     if isinstance(value, Tensor) and machine().region is not None:
-        source: Tensor | Tile = memory.gm_copy(value)
+        source: Tensor | Tile = gm_copy(value)
     else:
         source = value
     if len(source.shape) != len(extents):
