@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from goldens.hc_pre import hc_pre
+from goldens.numerics.elementary import sigmoid
 from specs.distributions.basic import Normal, Values, normals, uniforms
 from specs.streams import DrawContext
 from specs.tensors import TensorSpec
@@ -100,7 +101,7 @@ class SigmoidGate:
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """Values in (0, gain)."""
-        return normals(ctx, spec.name, spec.shape).sigmoid_().mul_(self.gain)
+        return sigmoid(normals(ctx, spec.name, spec.shape)) * self.gain
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from goldens.numerics.elementary import exp
 from specs.distributions.basic import normals
 from specs.distributions.quantised import Pair
 from specs.errors import SpecError
@@ -28,9 +29,12 @@ FP4_MAX = 6.0
 FP4_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 FP4_DECISIONS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 POOL_GROUPS = 1 << 16
-"""A tensor of more groups than this takes its common groups from a pool of this size."""
+"""A tensor of more groups than this takes them from pools; this is the pool of common groups."""
+RARE_POOL_GROUPS = 1 << 13
 RARE = 3.5
-"""A group with an element beyond this magnitude is rare (1.5 %): it has a grid value that few groups reach."""
+"""A group with an element beyond this magnitude is rare (1.5 %); nearly every channel has its amax from one."""
+RAREST = 5.0
+"""A group with an element beyond this magnitude reaches the top of the grid (2e-5)."""
 
 FP8_BLOCK = 128
 FP8_MAX = 448.0
@@ -40,9 +44,9 @@ FP8_MAX = 448.0
 class MxFp4Weight:
     """Weights [..., out, in] on the MXFP4 grid, `in` a multiple of 32 (section 6.1).
 
-    Up to POOL_GROUPS groups of 32 every group is drawn afresh. Beyond, groups that are likely to set their channel's
-    amax are still drawn afresh, each at its own random place, and the others come from a pool with replacement: all
-    of section 6.1 keeps its distribution, only exact copies of a group occur, in other channels and experts.
+    Up to POOL_GROUPS groups of 32 every group is drawn afresh. Beyond, groups come from pools of freshly drawn
+    ones, with replacement, and every statistic of section 6.1 keeps its distribution; only exact copies of a group
+    occur, in other channels and experts.
     """
 
     dequant_std: float
@@ -89,11 +93,11 @@ class MxFp8Weight:
     def _draw_pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
         if len(spec.shape) != 2 or spec.shape[0] % FP8_BLOCK or spec.shape[1] % FP8_BLOCK:
             raise SpecError(f"{ctx.op}.{spec.name}: {spec.shape} is not made of {FP8_BLOCK} x {FP8_BLOCK} blocks")
-        spread = normals(ctx, f"{spec.name}_channel", (spec.shape[0], 1)).mul_(self.channel_spread).exp_()
-        weight = fp8_round(normals(ctx, spec.name, spec.shape).mul_(spread))
+        spread = normals(ctx, f"{spec.name}_channel", (spec.shape[0], 1)).mul_(self.channel_spread)
+        weight = fp8_round(normals(ctx, spec.name, spec.shape).mul_(exp(spread)))
         unit = channel_unit(weight.abs().amax(dim=-1, keepdim=True))
         codes = weight.div_(unit).round_().clamp_(-QMAX, QMAX)
-        total, squares = codes.sum(dim=-1, dtype=torch.float64), _row_squares(codes)
+        total, squares = (x.sum(dim=-1, dtype=torch.float64) for x in (codes, codes.square()))
         return codes.to(torch.int8), scale_to(self.dequant_std, unit.reshape(-1), total, squares, spec.shape[1])
 
 
@@ -131,8 +135,9 @@ def scale_to(dequant_std: float, unit: Tensor, total: Tensor, squares: Tensor, w
     unit, total, squares   per channel: value of code 1, sum of codes, sum of squared codes
     """
     elements = unit.numel() * width
-    mean = float((unit.double() * total).sum()) / elements
-    variance = (float((unit.double().square() * squares).sum()) - elements * mean * mean) / (elements - 1)
+    # fsum: the result, and so the bits of the scales, do not depend on an order of summation.
+    mean = math.fsum((unit.double() * total).tolist()) / elements
+    variance = (math.fsum((unit.double().square() * squares).tolist()) - elements * mean * mean) / (elements - 1)
     return unit * (dequant_std / math.sqrt(variance))
 
 
@@ -144,39 +149,55 @@ def numel(spec: TensorSpec) -> int:
 def _pooled(ctx: DrawContext, label: str, groups: int) -> tuple[Tensor, Tensor]:
     """Groups [n, 32], FP32, and for each of `groups` places the one that stands there (INT32).
 
-    Rare groups decide nearly every channel's amax. A pool would hold so few that its chance count would shift all
-    statistics, so it has none: the places of rare groups are a Bernoulli process and each gets a group of its own.
+    Rare groups decide the channels' amaxes. One pool would hold so few of them that their chance count would shift
+    all statistics. So their places are a Bernoulli process of the exact probability, and they have a pool of their
+    own; the rarest are drawn one for each place.
     """
     spare = normals(ctx, label, (POOL_GROUPS + POOL_GROUPS // 16, FP4_GROUP))
     common = spare[spare.abs().amax(dim=-1) <= RARE][:POOL_GROUPS]
     raw = ctx.rng(f"{label}_groups").bit_generator.random_raw(-(-groups // 4))  # 4 indices of 16 bits in each number
-    chosen = torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")[:groups].astype("int32"))
+    chosen = raw.astype("<u8", copy=False).view("<u2")[:groups].astype("int32")
 
-    tail = math.erfc(RARE / math.sqrt(2.0))  # P(|N(0, 1)| > RARE)
-    share = -math.expm1(FP4_GROUP * math.log1p(-tail))
+    rng = ctx.rng(f"{label}_places")
+    share, top_share = _share_beyond(RARE), _share_beyond(RAREST)
     expected = groups * share
-    gaps = ctx.rng(f"{label}_places").geometric(share, size=int(expected + 8 * math.sqrt(expected) + 8))
-    places = torch.from_numpy(gaps.cumsum() - 1)
+    places = rng.geometric(share, size=int(expected + 8 * math.sqrt(expected) + 8)).cumsum() - 1
     places = places[places < groups]
-    rare = _rare_groups(ctx, f"{label}_rare", places.numel(), tail)
-    chosen[places] = torch.arange(POOL_GROUPS, POOL_GROUPS + places.numel(), dtype=torch.int32)
-    return torch.cat([common, rare]), chosen
+    chosen[places] = POOL_GROUPS + rng.integers(RARE_POOL_GROUPS, size=places.size)
+    top = places[rng.random(places.size) < top_share / share]
+    chosen[top] = POOL_GROUPS + RARE_POOL_GROUPS + np.arange(top.size)
+    rare = _groups_beyond(ctx, f"{label}_rare", RARE_POOL_GROUPS, RARE, RAREST)
+    rarest = _groups_beyond(ctx, f"{label}_rarest", top.size, RAREST, math.inf)
+    return torch.cat([common, rare, rarest]), torch.from_numpy(chosen)
 
 
-def _rare_groups(ctx: DrawContext, label: str, count: int, tail: float) -> Tensor:
-    """`count` groups of 32 normal numbers, given that at least one lies beyond RARE.
+def _two_tails(magnitude: float) -> float:
+    """P(|N(0, 1)| > magnitude)."""
+    return math.erfc(magnitude / math.sqrt(2.0))
 
-    One element is drawn from the two tails. A group with n elements beyond RARE could have been made in n ways and is
-    kept with probability 1/n.
+
+def _share_beyond(magnitude: float) -> float:
+    """Probability that one of 32 normal numbers lies beyond `magnitude`."""
+    return -math.expm1(FP4_GROUP * math.log1p(-_two_tails(magnitude)))
+
+
+def _groups_beyond(ctx: DrawContext, label: str, count: int, low: float, high: float) -> Tensor:
+    """`count` groups of 32 normal numbers, given that the largest magnitude lies in (low, high].
+
+    One element is drawn from that part of the two tails. A group with an element beyond `high` is rejected; one with
+    n elements in the range could have been made in n ways and is kept with probability 1/n.
     """
     rng = ctx.rng(label)
-    drawn = count + count // 32 + 64  # 0.7 % are not kept
+    drawn = count + count // 16 + 64  # below 1.5 % are rejected
     made = normals(ctx, f"{label}_rest", (drawn, FP4_GROUP))
-    beyond = -torch.special.ndtri(torch.from_numpy(rng.random(drawn)) * (tail / 2))
+    tail = torch.from_numpy(_two_tails(high) + rng.random(drawn) * (_two_tails(low) - _two_tails(high)))
     sign = torch.from_numpy(rng.integers(2, size=drawn)) * 2 - 1
-    made[torch.arange(drawn), torch.from_numpy(rng.integers(FP4_GROUP, size=drawn))] = (beyond * sign).float()
-    ways = (made.abs() > RARE).sum(dim=-1).clamp(min=1)
-    return made[torch.from_numpy(rng.random(drawn)) * ways < 1.0][:count]
+    element = torch.from_numpy(rng.integers(FP4_GROUP, size=drawn))
+    made[torch.arange(drawn), element] = (-torch.special.ndtri(tail / 2) * sign).float()
+    magnitude = made.abs()
+    ways = (magnitude > low).sum(dim=-1).clamp(min=1)
+    kept = (torch.from_numpy(rng.random(drawn)) * ways < 1.0) & (magnitude <= high).all(dim=-1)
+    return made[kept][:count]
 
 
 def _gather(groups: Tensor, chosen: Tensor, shape: tuple[int, ...], dequant_std: float) -> Pair:
@@ -188,25 +209,19 @@ def _gather(groups: Tensor, chosen: Tensor, shape: tuple[int, ...], dequant_std:
     group_amax = groups.abs().amax(dim=-1)
     ranks = [float(value) for value in np.unique(group_amax.numpy())]
     group_rank = torch.searchsorted(torch.tensor(ranks), group_amax).to(torch.uint8)
-    channel_rank = group_rank[chosen].amax(dim=-1)
+    channel_rank = group_rank.index_select(0, chosen.reshape(-1)).view(chosen.shape).amax(dim=-1)
     present = torch.from_numpy(np.unique(channel_rank.numpy())).long()
     units = channel_unit(torch.tensor(ranks)[present])
     which = torch.searchsorted(present, channel_rank.long())
 
     codes = (groups / units[:, None, None]).round_().clamp_(-QMAX, QMAX)  # [amaxes, groups, 32]
     # Per group the sum of squares above bit 32 and the sum below: one gather fetches both, and both add up exactly.
-    moments = codes.square().sum(dim=-1).long() * (1 << 32) + codes.sum(dim=-1).long()
+    moments = torch.linalg.vecdot(codes, codes).long() * (1 << 32) + codes.sum(dim=-1).long()
     rows = codes.to(torch.int8).view(torch.int64).reshape(-1, FP4_GROUP // 8)
-    place = chosen + (which * groups.shape[0]).int()[:, None]
-    gathered = rows.index_select(0, place.reshape(-1)).view(torch.int8).reshape(shape)
-    both = moments.reshape(-1)[place].sum(dim=-1)
+    place = (chosen + (which * groups.shape[0]).int()[:, None]).reshape(-1)
+    gathered = rows.index_select(0, place).view(torch.int8).reshape(shape)
+    both = moments.reshape(-1).index_select(0, place).view(chosen.shape).sum(dim=-1)
     total = (both << 32) >> 32
     squares = (both - total) >> 32
     scales = scale_to(dequant_std, units[which], total.double(), squares.double(), shape[-1])
     return gathered, scales.reshape(shape[:-1])
-
-
-def _row_squares(codes: Tensor) -> Tensor:
-    """Sum of squares of every row of integral FP32 codes, FP64."""
-    squares: Tensor = torch.linalg.vecdot(codes, codes)
-    return squares.double()
