@@ -13,20 +13,23 @@ if TYPE_CHECKING:
     from specs.registry import Op
 
 
-class KernelRefused(Exception):
+class KernelError(Exception):
+    """Something is wrong with a kernel, at a line of its source where that is known."""
+
+    def __init__(self, file: str | Path, line: int | None, reason: str) -> None:
+        super().__init__(str(file), line, reason)
+        self.file, self.line, self.reason = str(file), line, reason
+
+    def __str__(self) -> str:
+        return f"{location(self.file, self.line)}: {self.reason}"
+
+
+class KernelRefused(KernelError):
     """The front end would refuse this kernel: nothing ran. The command line exits with code 2."""
 
-    def __init__(self, file: str | Path, line: int | None, reason: str) -> None:
-        super().__init__(f"{location(file, line)}: {reason}")
-        self.file, self.line, self.reason = str(file), line, reason
 
-
-class KernelFault(Exception):
+class KernelFault(KernelError):
     """The kernel failed while it ran: out of bounds, undefined read, dead-lock. The op fails."""
-
-    def __init__(self, file: str | Path, line: int | None, reason: str) -> None:
-        super().__init__(f"{location(file, line)}: {reason}")
-        self.file, self.line, self.reason = str(file), line, reason
 
 
 def location(file: str | Path, line: int | None) -> str:

@@ -1,0 +1,239 @@
+"""The command `goldengate`: verify, list, golden.
+
+Exit codes: 0 all verified and passed, 1 something failed, 2 bad input or usage (one line on stderr), 3 nothing
+failed but something is unverified, 4 an error of goldengate itself (with a traceback).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+from goldens.errors import GoldenInputError
+from harness import report
+from harness.compare import FAIL
+from harness.devices import get_device
+from harness.devices.base import KernelRefused
+from harness.errors import UsageError
+from harness.execute import execute
+from harness.run import Run
+from harness.selection import Selection, expand, kernel_file, numbers
+from harness.tolerances import DEFAULT_PATH, load_tolerances
+from harness.verify import Verdict
+from specs.errors import SpecError
+
+PASSED, FAILED, USAGE, UNVERIFIED_EXIT, INTERNAL = range(5)
+_FAILURES_SHOWN = 5
+_NOTES_SHOWN = 10
+_USERS_MISTAKES = (UsageError, SpecError, GoldenInputError, KernelRefused)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process) and return the exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = arguments.command
+        return command(arguments)
+    except _USERS_MISTAKES as error:
+        print(f"goldengate: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("goldengate: interrupted", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print("goldengate: internal error: this is a bug of goldengate, not of your input", file=sys.stderr)
+        return INTERNAL
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="goldengate", description="Golden references and numerical verification for kernels")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    verify = commands.add_parser("verify", help="run kernels on a device and judge every output")
+    verify.set_defaults(command=_verify)
+    verify.add_argument("ops", nargs="*", metavar="OP", help="ops to verify (default: all)")
+    _add_configuration(verify, many=True)
+    verify.add_argument("--schedule", type=_numbers, default=[0], metavar="N", help="legal devices, like 0..49")
+    verify.add_argument("--device", default="emulator", help="where to run (default: emulator)")
+    verify.add_argument("--tiles", help="tile set of the shipped kernels, like pr672")
+    verify.add_argument("--kernel", metavar="FILE[:FUNCTION]", help="your own kernel for the one op given")
+    verify.add_argument("--lint", choices=("error", "warn"), default="error", help="what findings do")
+    verify.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
+    verify.add_argument("--json", metavar="FILE", help="write every figure of every run")
+    verify.add_argument("-j", "--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    verify.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first failure")
+    verify.add_argument("-v", "--verbose", action="store_true", help="a row per run, all failures and notes")
+
+    listing = commands.add_parser("list", help="ops, cases, outputs and tolerances; presets and deployments")
+    listing.set_defaults(command=_list)
+    listing.add_argument("ops", nargs="*", metavar="OP")
+    listing.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
+
+    golden = commands.add_parser("golden", help="evaluate goldens only; needs no device")
+    golden.set_defaults(command=_golden)
+    golden.add_argument("ops", nargs="+", metavar="OP")
+    _add_configuration(golden, many=False)
+    golden.add_argument("--save", metavar="DIR", help="write inputs and outputs as a snapshot below DIR")
+    return parser
+
+
+def _add_configuration(parser: argparse.ArgumentParser, *, many: bool) -> None:
+    cases = "cases, or all" if many else "cases"
+    parser.add_argument("--preset", action="append", type=_names, help="model sizes (default: tiny)")
+    parser.add_argument("--deployment", action="append", type=_names, help="token counts (default: decode)")
+    parser.add_argument("--case", action="append", type=_names, help=f"{cases} (default: all at tiny)")
+    parser.add_argument("--seed", type=_numbers, default=[0], metavar="N", help="seeds of the inputs, like 0..4")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return numbers(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number >= 1")
+    return int(text)
+
+
+def _selection(arguments: argparse.Namespace, schedules: Sequence[int] = (0,)) -> Selection:
+    def flat(lists: list[list[str]] | None, default: list[str]) -> list[str]:
+        return [name for names in lists for name in names] if lists else default
+
+    return Selection(
+        ops=arguments.ops,
+        presets=flat(arguments.preset, ["tiny"]),
+        deployments=flat(arguments.deployment, ["decode"]),
+        cases=flat(arguments.case, []),
+        seeds=arguments.seed,
+        schedules=schedules,
+    )
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    path = function = None
+    if arguments.kernel is not None:
+        if len(set(arguments.ops)) != 1:
+            raise UsageError("--kernel judges one op: name it, as in `goldengate verify gate --kernel FILE`")
+        path, function = kernel_file(arguments.kernel)
+    get_device(arguments.device)
+    load_tolerances(DEFAULT_PATH if arguments.tolerances is None else Path(arguments.tolerances))
+    runs = expand(
+        _selection(arguments, arguments.schedule),
+        device=arguments.device,
+        kernel=path,
+        function=function,
+        tiles=arguments.tiles,
+        lint=arguments.lint,
+        tolerances=arguments.tolerances,
+    )
+    with _writable(arguments.json) as json_file:
+        start = time.perf_counter()
+        verdicts = _with_progress(runs, arguments.jobs, arguments.exitfirst)
+        _print_verdicts(verdicts, time.perf_counter() - start, arguments.verbose)
+        if json_file is not None:
+            json_file.write(report.to_json(verdicts) + "\n")
+    return exit_code(verdicts)
+
+
+class _writable:
+    """A text file opened before the work begins, so that a bad path costs nothing; None for no path."""
+
+    def __init__(self, path: str | None) -> None:
+        self.path = path
+        self.file: TextIO | None = None
+
+    def __enter__(self) -> TextIO | None:
+        if self.path is not None:
+            try:
+                self.file = open(self.path, "w", encoding="utf-8")
+            except OSError as error:
+                raise UsageError(f"cannot write {self.path}: {error.strerror}") from error
+        return self.file
+
+    def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def _with_progress(runs: Sequence[Run], jobs: int, exitfirst: bool) -> list[Verdict]:
+    show = sys.stderr.isatty()
+    verdicts: list[Verdict] = []
+    for verdict in execute(runs, jobs):
+        verdicts.append(verdict)
+        if show:
+            ahead = runs[min(len(verdicts), len(runs) - 1)].id
+            print(f"\r\033[K{len(verdicts)}/{len(runs)} {ahead}", end="", file=sys.stderr, flush=True)
+        if exitfirst and verdict.status == FAIL:
+            break
+    if show:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    return verdicts
+
+
+def _print_verdicts(verdicts: Sequence[Verdict], seconds: float, verbose: bool) -> None:
+    print(report.table(verdicts, each=verbose))
+    failures = [text for text in map(report.failure_text, verdicts) if text]
+    shown = failures if verbose else failures[:_FAILURES_SHOWN]
+    for text in shown:
+        print(f"\n{text}")
+    if len(failures) > len(shown):
+        print(f"\n{len(failures) - len(shown)} more failed runs (--verbose shows all)")
+    notes = report.notes(verdicts)
+    for note in notes if verbose else notes[:_NOTES_SHOWN]:
+        print(f"note: {note}")
+    if len(notes) > _NOTES_SHOWN and not verbose:
+        print(f"note: {len(notes) - _NOTES_SHOWN} more (--verbose shows all)")
+    print(f"\n{report.summary(verdicts, seconds)}")
+
+
+def exit_code(verdicts: Sequence[Verdict]) -> int:
+    """1 if any run failed, else 3 if there is none or one of the outputs was verified in none, else 0."""
+    if any(verdict.status == FAIL for verdict in verdicts):
+        return FAILED
+    return UNVERIFIED_EXIT if not verdicts or report.unverified_outputs(verdicts) else PASSED
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from harness.listing import listing
+
+    tolerances = load_tolerances(DEFAULT_PATH if arguments.tolerances is None else Path(arguments.tolerances))
+    print(listing(arguments.ops, tolerances))
+    return PASSED
+
+
+def _golden(arguments: argparse.Namespace) -> int:
+    from harness.listing import golden_table
+    from harness.snapshots import save_snapshot
+    from harness.verify import prepare
+
+    for run in expand(_selection(arguments)):
+        prepared, timing = prepare(run)
+        print(f"{run.id}: inputs {timing.inputs:.3f} s, golden {timing.golden:.3f} s")
+        print(golden_table(prepared) + "\n")
+        if arguments.save is not None:
+            print(f"saved {save_snapshot(Path(arguments.save), run, prepared)}\n")
+    return PASSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
