@@ -38,12 +38,15 @@ def expect_integer(name: str, value: int) -> int:
     return value
 
 
-def expect_range(name: str, tensor: Tensor, low: int, high: int) -> None:
-    """Every element of an integer tensor lies in low..high. Raises GoldenInputError for the first outside."""
+def expect_range(name: str, tensor: Tensor, low: int, high: int, at: tuple[int, ...] = ()) -> None:
+    """Every element of an integer tensor lies in low..high. Raises GoldenInputError for the first outside.
+
+    `at` is where `tensor` lies in the tensor that `name` names, for a part of it.
+    """
     outside = (tensor < low) | (tensor > high)
     if bool(outside.any()):
         index = tuple(int(i) for i in outside.nonzero()[0])
-        raise GoldenInputError(f"{name}{list(index)} is {int(tensor[index])}, expected {low}..{high}")
+        raise GoldenInputError(f"{name}{[*at, *index]} is {int(tensor[index])}, expected {low}..{high}")
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -59,7 +59,7 @@ def _table_ids(tid2eid: Tensor, input_ids: Tensor, active: int, n: int) -> Tenso
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
     if bool(wrong.any()):
         row = int(input_ids[wrong][0])
-        expect_range(f"gate: tid2eid[{row}]", tid2eid[row], 0, n - 1)
+        expect_range("gate: tid2eid", tid2eid[row], 0, n - 1, at=(row,))
     if bool(twice.any()):
         token = int(twice.nonzero()[0])
         row = int(input_ids[token])

@@ -50,15 +50,17 @@ def _to_bf16(x: Tensor, mode: Mode) -> Tensor:
         return x.to(torch.bfloat16).masked_fill_(x.isnan(), torch.nan)
     bits = x.view(torch.int32)
     dropped = bits & 0xFFFF
+    lost = (dropped + 0xFFFF) >> 16  # 1 where anything is dropped
+    negative = bits >> 31  # all ones where the sign is set
     kept = bits >> 16
     if mode == "round":
         kept = kept + (dropped >> 15)
     elif mode == "floor":
-        kept = kept + ((dropped != 0) & (bits < 0))
+        kept = kept + (lost & negative)
     elif mode == "ceil":
-        kept = kept + ((dropped != 0) & (bits >= 0))
+        kept = kept + (lost & ~negative)
     elif mode == "odd":
-        kept = kept | (dropped != 0)
+        kept = kept | lost
     return kept.to(torch.int16).view(torch.bfloat16).masked_fill_(x.isnan(), torch.nan)
 
 

@@ -60,3 +60,4 @@ def test_rejects_outside_range_with_place(value):
     ids = torch.zeros(2, 3, dtype=torch.int32)
     ids[1, 2] = value
     assert message(expect_range, "op: ids", ids, 0, 7) == f"op: ids[1, 2] is {value}, expected 0..7"
+    assert message(lambda: expect_range("op: ids", ids[1], 0, 7, at=(1,))) == f"op: ids[1, 2] is {value}, expected 0..7"
