@@ -39,35 +39,39 @@ def _norm(x: Tensor, inv_rms: Tensor, norm_w: Tensor) -> Tensor:
 def _score(logits: Tensor) -> Tensor:
     """Step 6: sqrt(softplus), softplus(l) = max(l, 0) + log1p(exp(-|l|)), accurate for every l. [T, N]
 
-    The device has no log1p; its form is up to 41 % off near l = -16 (contract 3.3). That is a tolerance, not
-    the truth.
+    The device has no log1p; its form is up to 41 % off near l = -16 (contract 3.3). A golden keeps the truth.
     """
     softplus = logits.clamp(min=0.0) + log1p(exp(-logits.abs()))
     return sqrt(softplus)
 
 
 def _table_ids(tid2eid: Tensor, input_ids: Tensor, active: int, n: int) -> Tensor:
-    """Step 8 in a hash layer: the row of each token's table entry, in table order. [T, K] INT32
-
-    The device reads the rows of inactive tokens too, so their ids must be valid as well. Dispatch has room
-    for one route per token and expert: an active token may not name an expert twice.
-    """
+    """Step 8 in a hash layer: the row of each token's table entry, in table order. [T, K] INT32"""
     expect_range("gate: input_ids", input_ids, 0, tid2eid.shape[0] - 1)
     ids = tid2eid[input_ids]
-    wrong = ((ids < 0) | (ids >= n)).any(dim=1)
-    ordered = ids[:active].sort(dim=1).values
-    twice = (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
-    if bool(wrong.any()):
-        row = int(input_ids[wrong][0])
-        expect_range("gate: tid2eid", tid2eid[row], 0, n - 1, at=(row,))
-    if bool(twice.any()):
-        token = int(twice.nonzero()[0])
-        row = int(input_ids[token])
-        repeated = ordered[token, 1:][ordered[token, 1:] == ordered[token, :-1]]
-        raise GoldenInputError(
-            f"gate: tid2eid[{row}] names expert {int(repeated[0])} twice (active token {token}), expected distinct ids"
-        )
+    _expect_experts(ids, input_ids, n)
+    _expect_distinct(ids[:active], input_ids)
     return ids
+
+
+def _expect_experts(ids: Tensor, input_ids: Tensor, n: int) -> None:
+    """Inactive tokens count as well: the device reads their rows too."""
+    outside = ((ids < 0) | (ids >= n)).any(dim=1).nonzero()
+    if outside.numel():
+        token = int(outside[0])
+        expect_range("gate: tid2eid", ids[token], 0, n - 1, at=(int(input_ids[token]),))
+
+
+def _expect_distinct(ids: Tensor, input_ids: Tensor) -> None:
+    """Dispatch has room for one route per active token and expert."""
+    ordered = ids.sort(dim=1).values
+    repeats = (ordered[:, 1:] == ordered[:, :-1]).nonzero()
+    if repeats.numel():
+        token, place = repeats[0].tolist()
+        raise GoldenInputError(
+            f"gate: tid2eid[{int(input_ids[token])}] names expert {int(ordered[token, place])} twice "
+            f"(active token {token}), expected distinct ids"
+        )
 
 
 def _top_ids(biased: Tensor, k: int) -> Tensor:

@@ -13,14 +13,12 @@ STAGES = ("scaled_x", "mixed", "y")
 
 
 def _scaled_x(x: Tensor, post: Tensor) -> Tensor:
-    """Step 1: the sublayer output, times the gate of each new stream, rounded to FP32. [T, HC, D]"""
+    """Step 1: the sublayer output times the gate of each new stream, rounded to FP32. [T, HC, D]"""
     return x.float().unsqueeze(1) * post.unsqueeze(2)
 
 
 def _add_streams(scaled_x: Tensor, residual: Tensor, comb: Tensor) -> Tensor:
-    """Step 2: add old stream 0, 1, 2, ... in this order; product and sum are rounded separately. [T, HC,
-    D]
-    """
+    """Step 2: add old stream 0, 1, 2, ... in this order; product and sum round separately. [T, HC, D]"""
     total = scaled_x
     for stream in range(residual.shape[1]):
         old = residual[:, stream].float().unsqueeze(1)  # [T, 1, D]

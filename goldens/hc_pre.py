@@ -46,17 +46,13 @@ def _project(x: Tensor, hc_fn: Tensor) -> Tensor:
 
 
 def _logits(mix: Tensor, hc_scale: Tensor, hc_base: Tensor, hc: int) -> Tensor:
-    """Step 6: mix * scale + base, two roundings. Scale 0 is for the pre rows, 1 for post, 2 for comb. [T,
-    MIX]
-    """
+    """Step 6: mix * scale + base, two roundings. Scale 0 is for pre, 1 for post, 2 for comb. [T, MIX]"""
     gain = hc_scale.repeat_interleave(torch.tensor([hc, hc, hc * hc]))
     return mix * gain + hc_base
 
 
 def _softmax(logits: Tensor, hc_eps: float) -> Tensor:
-    """Step 9: softmax of each `in` row by true division, sum left to right; then eps on every entry. [T, in,
-    out]
-    """
+    """Step 9: softmax of each `in` row, true division, sum left to right; then eps. [T, in, out]"""
     e = exp(logits - logits.amax(dim=2, keepdim=True))
     return e / row_sum(e, "sequential") + hc_eps
 

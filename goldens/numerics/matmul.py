@@ -79,9 +79,7 @@ def _rounded_dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _rounded_sums(terms: Tensor) -> Tensor:
-    """Row sums of FP64 `terms` [F, K], carried as high + low (Knuth's two-sum) and rounded once to FP32
-    [F].
-    """
+    """Row sums of FP64 `terms` [F, K], kept as high + low (Knuth's two-sum), rounded once to FP32 [F]."""
     high, low = terms, torch.zeros_like(terms)
     while (n := high.shape[-1]) > 1:
         half = n // 2
