@@ -98,7 +98,9 @@ def to_integer(values: np.ndarray, mode: str, bits: int) -> list[int]:
     wide = values.astype(np.float64)
     whole = np.abs(wide) >= 2**52
     shifted = np.copysign(np.floor(np.abs(wide) + 0.5), wide)
-    rounded = {"rint": np.rint, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc}.get(mode, lambda _: shifted)(wide)
+    rounded = {"rint": np.rint, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc}.get(mode, lambda _: shifted)(
+        wide
+    )
     rounded = np.where(whole, wide, rounded)
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     return [
@@ -146,7 +148,9 @@ def rounded_integer(value: int, precision: int, mode: str) -> int:
 def test_accepts_wide_integers_to_fp32(mode):
     rng = np.random.default_rng(5)
     cases = [2**24 + 1, 2**24 + 3, 2**25 + 2, 2**53 + 1, 2**62 + 2**38, 2**63 - 1, -(2**63), -(2**63) + 1, 0, 1, -7]
-    cases += [int(v) >> int(s) for v, s in zip(rng.integers(-(2**63), 2**63, 3000), rng.integers(0, 60, 3000), strict=True)]
+    cases += [
+        int(v) >> int(s) for v, s in zip(rng.integers(-(2**63), 2**63, 3000), rng.integers(0, 60, 3000), strict=True)
+    ]
     got = rounding.int_to_fp32(torch.tensor(cases, dtype=torch.int64), mode)
     assert [int(v) for v in got.double().tolist()] == [rounded_integer(v, 24, mode) for v in cases]
 
