@@ -129,7 +129,8 @@ def test_pooled_weights_have_the_statistics_of_the_literal_ones() -> None:
     torch_rng = torch.Generator().manual_seed(0)
     literal = statistics(*literal_routed(torch.randn(shape, generator=torch_rng), 2.47e-2))
     assert pooled["zeros"] == pytest.approx(literal["zeros"], abs=6e-4)
-    assert pooled["code_std"] == pytest.approx(literal["code_std"], abs=0.2)
+    # A channel whose amax is 3 rather than 4 has codes a third larger; 1536 channels fix their share to 0.01.
+    assert pooled["code_std"] == pytest.approx(literal["code_std"], abs=0.5)
     assert pooled["kurtosis"] == pytest.approx(literal["kurtosis"], abs=0.03)
     assert pooled["scale_cv"] == pytest.approx(literal["scale_cv"], abs=0.006)
     assert pooled["levels"] == literal["levels"] == 33
