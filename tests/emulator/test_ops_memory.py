@@ -208,6 +208,19 @@ def test_rejects_a_store_out_of_bounds():
         pl.assemble(gm(A.clone()), tile(A), [1, 0])
 
 
+def test_rejects_writes_to_a_plain_input():
+    """Section 7, trap 30."""
+    plain = gm(A.clone(), "x")
+    plain.storage.readonly = True
+    with kernel():
+        with rejects("write to the plain input x: annotate it pl.Out or pl.InOut"):
+            pl.assemble(plain, tile(A), [0, 0])
+        with rejects("write to the plain input x"):
+            pl.write(plain, [0, 0], 1.0)
+        with rejects("write to the plain input x"):
+            pl.mscatter(tile(A), tile(torch.arange(512, dtype=torch.int32).reshape(8, 64)), plain)
+
+
 def test_taint_travels_through_gm():
     with kernel():
         out = gm(torch.zeros(8, 64), "out")
