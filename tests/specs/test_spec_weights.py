@@ -132,8 +132,9 @@ def test_pooled_weights_have_the_statistics_of_the_literal_ones() -> None:
     # A channel whose amax is 3 rather than 4 has codes a third larger; 1536 channels fix their share to 0.01.
     assert pooled["code_std"] == pytest.approx(literal["code_std"], abs=0.5)
     assert pooled["kurtosis"] == pytest.approx(literal["kurtosis"], abs=0.03)
-    assert pooled["scale_cv"] == pytest.approx(literal["scale_cv"], abs=0.006)
-    assert pooled["levels"] == literal["levels"] == 33
+    # One channel in 400 has amax 6; at this size the literal ones differ among seeds by 0.087 to 0.098.
+    assert pooled["scale_cv"] == pytest.approx(literal["scale_cv"], abs=0.015)
+    assert {pooled["levels"], literal["levels"]} <= {31, 32, 33}  # the highest levels need such a channel
     assert pooled["row_levels"] == pytest.approx(literal["row_levels"], abs=1.0)
     assert pooled["top_rows"] == literal["top_rows"] == 1.0
 
