@@ -133,12 +133,12 @@ class ModelConfig:
     @property
     def softmax_scale(self) -> float:
         """1/sqrt(head_dim)."""
-        return 1.0 / math.sqrt(self.head_dim)
+        return float(self.head_dim**-0.5)
 
     @property
     def index_weights_scale(self) -> float:
         """1/sqrt(index_head_dim * index_n_heads)."""
-        return 1.0 / math.sqrt(self.index_head_dim * self.index_n_heads)
+        return float(self.index_head_dim**-0.5 * self.index_n_heads**-0.5)
 
     @property
     def sparse_topk(self) -> int:

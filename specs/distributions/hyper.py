@@ -11,6 +11,7 @@ from torch import Tensor
 
 from goldens.hc_pre import hc_pre
 from goldens.numerics.elementary import sigmoid
+from goldens.numerics.reduce import row_sum
 from specs.distributions.basic import Normal, Values, normals, uniforms
 from specs.streams import DrawContext
 from specs.tensors import TensorSpec
@@ -115,7 +116,7 @@ class RowStochasticComb:
         """Row-major [in, out] per token."""
         raw = uniforms(ctx, spec.name, spec.shape).add_(0.1)
         old_by_new = raw.reshape(-1, ctx.config.hc_mult, ctx.config.hc_mult)
-        return (old_by_new / old_by_new.sum(dim=-1, keepdim=True)).reshape(spec.shape)
+        return (old_by_new / row_sum(old_by_new, "sequential")).reshape(spec.shape)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,9 @@ class TieStreams:
         excess = float(np.float32(1.0 + ctx.config.hc_eps) - np.float32(1.0))
         sign = rng.integers(2, size=(tokens, hidden)) * 2.0 - 1.0
         step = sign * np.exp2(rng.integers(-4, 5, size=(tokens, hidden)) - 8.0)  # half a BF16 step
-        value = step * 2.0 * rng.integers(128, 256, size=(tokens, hidden))
+        significand = rng.integers(128, 256, size=(tokens, hidden))
+        significand += significand % 32 == 8  # s*g would itself be a tie, and taking s*d off would fall below s
+        value = step * 2.0 * significand
         streams = np.stack([value, -value * excess, step, -step * excess], axis=1)
         return torch.from_numpy(streams).to(spec.dtype)
 

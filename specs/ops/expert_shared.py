@@ -96,14 +96,15 @@ def _large_accumulators(config: ModelConfig) -> Case:
     """Codes 100 to 127 everywhere: from 1300 inputs on (FLASH) sums pass 2^24 and FP32 rounds them."""
     codes = Integers(100, 127)
     to_unit = 1.0 / (config.hidden_size * BIG_CODE)  # times a product with codes of about BIG_CODE: about 1
+    narrow = Uniform(0.9 * to_unit / BIG_CODE, 1.1 * to_unit / BIG_CODE)  # so that all codes of h are large too
     overrides: dict[str, Distribution] = {
         "x_local_i8": codes,
-        "x_local_scale_dq": Uniform(0.5, 1.5),
+        "x_local_scale_dq": Uniform(1.0, 3.0),
         "shared_w1": codes,
         "shared_w3": codes,
         "shared_w2": codes,
-        "shared_w1_scale": Uniform(0.5 * to_unit / BIG_CODE, 3.0 * to_unit / BIG_CODE),
-        "shared_w3_scale": Uniform(0.5 * to_unit / BIG_CODE, 3.0 * to_unit / BIG_CODE),
+        "shared_w1_scale": narrow,
+        "shared_w3_scale": narrow,
         "shared_w2_scale": Uniform(0.5 * to_unit, 3.0 * to_unit),
     }
     return Case("large_accumulators", overrides, tags=("edge", "magnitude"))

@@ -14,7 +14,7 @@ import torch
 from harness.devices.base import DeviceRun, KernelFault, KernelRefused
 from harness.devices.emulator.annotations import DynVar, ScalarType, TensorType
 from harness.devices.emulator.dtypes import DType, from_torch
-from harness.devices.emulator.functions import KernelFunction, Parameter
+from harness.devices.emulator.functions import KernelFunction, Parameter, reachable
 from harness.devices.emulator.loader import load_functions
 from harness.devices.emulator.machine import Machine, running
 from harness.devices.emulator.order import Order
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmulatorKernel:
-    """A loaded entry and every function of its file."""
+    """A loaded entry and the files of every kernel function that it reaches."""
 
     path: Path
     function: str
@@ -58,7 +58,7 @@ class EmulatorDevice:
             raise KernelRefused(
                 path, chosen.line, f"{function} is a pl.jit.{chosen.kind} function, not an entry (@pl.jit)"
             )
-        return EmulatorKernel(path, chosen.name, chosen, frozenset(_sources(chosen)))
+        return EmulatorKernel(path, chosen.name, chosen, frozenset(f.file for f in reachable(chosen)))
 
     def run(
         self,
@@ -81,7 +81,7 @@ def execute(
     checks: bool = True,
 ) -> DeviceRun:
     """Run an entry with inputs by parameter name. Out tensors take their shape from the annotation and the dynamic
-    dimensions of the others, and start undefined; inout tensors start as copies."""
+    dimensions of the tensors given, and start undefined; inout tensors start as copies."""
     machine = Machine(schedule=Schedule(schedule), files=set(files), order=Order() if checks else None)
     start = time.perf_counter()
     with running(machine), _one_thread():
@@ -117,31 +117,34 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _arguments(entry: KernelFunction, inputs: Mapping[str, torch.Tensor | int | float]) -> dict[str, Any]:
+def check_tensors(entry: KernelFunction, inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Compare every tensor given with its declaration; the dynamic dimensions found. Raises KernelRefused.
+
+    Inputs must be there; an out tensor may be, and then lends its shape (its contents are not read).
+    """
     dims: dict[str, int] = {}
-    bound: dict[str, Any] = {}
     for parameter in entry.parameters:
-        if (
-            parameter.name in inputs
-            and isinstance(parameter.type, TensorType)
-            and parameter.type.direction != "out"
-        ):
-            bound[parameter.name] = _tensor_in(entry, parameter, inputs[parameter.name], dims)
-        elif isinstance(parameter.type, ScalarType):
-            if parameter.name not in inputs:
-                raise entry.refuse(f"no value for the scalar {parameter.name}")
-            bound[parameter.name] = _scalar_in(
-                entry, parameter.name, parameter.type.dtype, inputs[parameter.name]
-            )
+        if isinstance(parameter.type, TensorType) and parameter.name in inputs:
+            _check_tensor(entry, parameter, inputs[parameter.name], dims)
+    return dims
+
+
+def _arguments(entry: KernelFunction, inputs: Mapping[str, torch.Tensor | int | float]) -> dict[str, Any]:
+    dims = check_tensors(entry, inputs)
     arguments: dict[str, Any] = {}
     for parameter in entry.parameters:
-        if parameter.name in bound:
-            arguments[parameter.name] = bound[parameter.name]
-        elif isinstance(parameter.type, TensorType) and parameter.type.direction == "out":
-            shape = [_extent(entry, parameter, d, dims) for d in parameter.type.shape]
-            arguments[parameter.name] = Tensor.undefined(shape, parameter.type.dtype, parameter.name)
+        name, kind = parameter.name, parameter.type
+        if isinstance(kind, TensorType) and kind.direction == "out":
+            shape = [_extent(entry, parameter, d, dims) for d in kind.shape]
+            arguments[name] = Tensor.undefined(shape, kind.dtype, name)
+        elif name not in inputs:
+            raise entry.refuse(f"no value for the parameter {name}")
+        elif isinstance(kind, TensorType):
+            arguments[name] = _tensor_in(parameter, kind, inputs[name])
+        elif isinstance(kind, ScalarType):
+            arguments[name] = _scalar_in(entry, name, kind.dtype, inputs[name])
         else:
-            raise entry.refuse(f"no value for the parameter {parameter.name}")
+            raise entry.refuse(f"{name}: an entry takes tensors and scalars, no {type(kind).__name__}")
     return arguments
 
 
@@ -153,12 +156,11 @@ def _extent(entry: KernelFunction, parameter: Parameter, dim: int | DynVar, dims
     return dims[dim.name]
 
 
-def _tensor_in(entry: KernelFunction, parameter: Parameter, value: Any, dims: dict[str, int]) -> Tensor:
+def _check_tensor(entry: KernelFunction, parameter: Parameter, value: Any, dims: dict[str, int]) -> None:
     assert isinstance(parameter.type, TensorType)
     if not isinstance(value, torch.Tensor):
         raise entry.refuse(f"{parameter.name} must be a tensor, got {value!r}")
-    dtype = from_torch(value.dtype)
-    if dtype is not parameter.type.dtype:
+    if from_torch(value.dtype) is not parameter.type.dtype:
         raise entry.refuse(f"{parameter.name} is declared {parameter.type.dtype}, the input is {value.dtype}")
     shape = tuple(value.shape)
     declared = parameter.type.shape
@@ -173,8 +175,12 @@ def _tensor_in(entry: KernelFunction, parameter: Parameter, value: Any, dims: di
             raise entry.refuse(
                 f"{parameter.name}: axis {axis} is declared {words}, the input has shape {list(shape)}"
             )
-    writable = parameter.type.direction == "inout"
-    tensor = Tensor.of(value.contiguous().clone() if writable else value.contiguous(), dtype, parameter.name)
+
+
+def _tensor_in(parameter: Parameter, kind: TensorType, value: Any) -> Tensor:
+    writable = kind.direction == "inout"
+    data = value.contiguous().clone() if writable else value.contiguous()
+    tensor = Tensor.of(data, kind.dtype, parameter.name)
     tensor.storage.readonly = not writable
     return tensor
 
@@ -209,11 +215,6 @@ def _check_parameters(entry: KernelFunction, op: Op) -> None:
             raise entry.refuse(
                 f"{parameter.name} is {direction!r} in {entry.name}, {op.name} declares it {role!r}"
             )
-
-
-def _sources(entry: KernelFunction) -> set[str]:
-    """The file of the entry and of every kernel function its globals name."""
-    return {entry.file} | {f.file for f in entry.namespace.values() if isinstance(f, KernelFunction)}
 
 
 def _as_fault(error: Exception, machine: Machine) -> KernelFault:

@@ -106,6 +106,28 @@ class KernelFunction:
 
         return frontend.compile_function(self)
 
+    def compile(self, *arguments: Any, config: Any = None) -> Any:
+        """Check the function for these arguments; a `program.CompiledProgram` that can be called (5.2)."""
+        from harness.devices.emulator import program
+
+        return program.compile_program(self, arguments, config)
+
+    def __call__(self, *arguments: Any, config: Any = None) -> Any:
+        """Compile and run on the emulator; out and inout arguments are overwritten in place (5.2)."""
+        from harness.devices.emulator import program
+
+        return program.call(self, arguments, config)
+
+
+def reachable(entry: KernelFunction) -> tuple[KernelFunction, ...]:
+    """`entry` and every kernel function that its body names, directly or through others, of any file."""
+    found = [entry]
+    for function in found:
+        names = {node.id for node in ast.walk(function.tree) if isinstance(node, ast.Name)}
+        called = (function.namespace.get(name) for name in sorted(names))
+        found += {id(f): f for f in called if isinstance(f, KernelFunction) and f not in found}.values()
+    return tuple(found)
+
 
 class Jit:
     """The decorator object `pl.jit` with its variants `host`, `inline`, `incore`, `opaque`."""
