@@ -196,9 +196,11 @@ class Ulp(Comparator):
 
     An element that is small because terms cancelled is judged by |a - e| <= atol_rms * RMS of its expected row (the
     last axis) instead. `differing_fraction` and `differing_points` are the budget of elements at least one step
-    apart. `flip_codes` names a stage of INT8 codes, row by row the operand of the last matmul: a share `flip_rows` of
-    the rows (at least one row) may break the rule if its relative L2 error is at most `flip_limit` / norm of its
-    codes, which is what one code off by one does. Contract: dense.md 3, hc_gate_experts.md 1.5 and 4.5.
+    apart. `flip_codes` names a stage of INT8 codes, row by row the operand of the last matmul: a share `flip_rows`
+    of the rows (at least one row) may break the rule if one code off by one explains it. Such a flip moves the row by
+    d = 1 / norm of its codes, relative to its norm; rounding to the dtype turns a move below its spacing into rare
+    whole steps, so the relative L2 error r is held to r^2 <= (c d)^2 + c d eps/2, c = `flip_limit`.
+    Contract: dense.md 3, hc_gate_experts.md 1.5 and 4.5.
     """
 
     kind: ClassVar[str] = "ulp"
@@ -224,9 +226,7 @@ class Ulp(Comparator):
         parts.append(f"differing {_budget(self.differing_fraction, self.differing_points)}")
         parts += _bias_label(self.bias_z)
         if self.flip_codes is not None:
-            parts.append(
-                f"{self.flip_rows:.2%} of rows, at least 1: relative L2 <= {self.flip_limit:g}/|{self.flip_codes}|"
-            )
+            parts.append(f"{self.flip_rows:.2%} of rows, at least 1: {self.flip_limit:g} flips of {self.flip_codes}")
         return _labelled(", ".join(parts), self.nonfinite)
 
     @property
@@ -277,7 +277,9 @@ class Ulp(Comparator):
             e = expected[row].double()
             error = float(torch.linalg.vector_norm(actual[row].double() - e))
             norm = float(torch.linalg.vector_norm(codes.reshape(-1, codes.shape[-1])[row].double()))
-            if error * norm <= self.flip_limit * float(torch.linalg.vector_norm(e)):
+            moved = self.flip_limit * float(torch.linalg.vector_norm(e)) / max(norm, 1.0)
+            spacing = torch.finfo(expected.dtype).eps / 2 * float(torch.linalg.vector_norm(e))
+            if error * error <= moved * (moved + spacing):
                 rows[row] = False
         return keep
 

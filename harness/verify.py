@@ -119,6 +119,9 @@ class Session:
                 self._kernels[key] = self.device.load(*kernel_source(run, op), op.sizes, run.tiles)
             except ValueError as error:  # a tile set that there is not, or that does not fit the sizes
                 raise UsageError(f"{run.op} {run.preset}/{run.deployment}: {error}") from error
+            found = self._kernels[key].function
+            if run.function is not None and found != run.function:  # a device may fall back on the only entry
+                raise UsageError(f"{run.kernel} has no function {run.function!r}; its entry is {found}")
         return self._kernels[key]
 
     def _prepare(self, run: Run) -> tuple[Prepared, Timing]:

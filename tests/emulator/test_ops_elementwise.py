@@ -37,7 +37,8 @@ def test_accepts_two_tiles_and_a_scalar(name, function):
 
 
 @pytest.mark.parametrize(("name", "function"), [
-    ("neg", np.negative), ("abs", np.abs), ("sqrt", np.sqrt), ("recip", np.reciprocal), ("exp", np.exp), ("log", np.log),
+    ("neg", np.negative), ("abs", np.abs), ("sqrt", np.sqrt), ("recip", np.reciprocal), ("exp", np.exp),
+    ("log", np.log),
     ("sin", np.sin), ("cos", np.cos), ("relu", lambda x: np.maximum(x, 0)),
 ])  # fmt: skip
 def test_accepts_one_tile(name, function):

@@ -185,6 +185,13 @@ def test_assemble_writes_in_place_and_returns_the_target():
         assert old_name.storage.taint is None
 
 
+def test_assemble_of_a_tile_into_itself_reads_before_it_writes():
+    with kernel():
+        t = tile(A)
+        pl.assemble(t, pl.slice(t, [7, 64], [0, 0]), [1, 0])
+        assert torch.equal(t.data[1:], A[:7])
+
+
 def test_store_takes_a_window_of_higher_rank():
     out = gm(torch.zeros(4, 8, 64))
     with kernel():
@@ -199,6 +206,19 @@ def test_store_takes_a_window_of_higher_rank():
 def test_rejects_a_store_out_of_bounds():
     with kernel(), rejects("assemble of g[8, 64] is out of bounds: axis 0, elements 1..8 of 8"):
         pl.assemble(gm(A.clone()), tile(A), [1, 0])
+
+
+def test_rejects_writes_to_a_plain_input():
+    """Section 7, trap 30."""
+    plain = gm(A.clone(), "x")
+    plain.storage.readonly = True
+    with kernel():
+        with rejects("write to the plain input x: annotate it pl.Out or pl.InOut"):
+            pl.assemble(plain, tile(A), [0, 0])
+        with rejects("write to the plain input x"):
+            pl.write(plain, [0, 0], 1.0)
+        with rejects("write to the plain input x"):
+            pl.mscatter(tile(A), tile(torch.arange(512, dtype=torch.int32).reshape(8, 64)), plain)
 
 
 def test_taint_travels_through_gm():
@@ -330,7 +350,8 @@ def test_subscript_of_a_tile_is_cut_at_its_valid_extent():
 
 
 @pytest.mark.parametrize(("index", "message"), [
-    (slice(-1, None), "a negative slice bound"), (slice(0, 8, 2), "has no step"), (None, "None and ... are not allowed"),
+    (slice(-1, None), "a negative slice bound"), (slice(0, 8, 2), "has no step"),
+    (None, "None and ... are not allowed"),
     (..., "None and ... are not allowed"), ((0, 0, 0), "has 2 axes, the subscript names 3"),
     (slice(0, 9), "out of bounds: axis 0, elements 0..8 of 8"), (slice(4, 2), "empty or reversed"),
     (1.5, "must be an integer scalar"),

@@ -33,9 +33,10 @@ def add(*blocks: np.ndarray) -> np.ndarray:
     (256, lambda r: add(add(r[0], r[1]), add(r[2], r[3]))),
     (512, lambda r: add(add(add(r[0], r[1]), add(r[2], r[3])), add(add(r[4], r[5]), add(r[6], r[7])))),
     (448, lambda r: add(add(add(r[0], r[1], r[6]), add(r[2], r[3])), add(r[4], r[5]))),
+    (640, lambda r: add(add(add(r[0], r[1]), add(r[2], r[3])), add(add(r[4], r[5]), add(r[6], r[7]), add(r[8], r[9])))),
 ])  # fmt: skip
 def test_row_sum_follows_the_worked_examples(columns, formula):
-    """dense.md 2.3 spells these five orders out."""
+    """dense.md 2.3 spells the first five orders out; 640 applies its rule for an odd sum of the second round."""
     x = randn(8, columns, seed=3)
     with kernel():
         got = pl.row_sum(tile(x)).data

@@ -244,7 +244,7 @@ def test_gates_ignore_powers_of_two_when_epsilon_is_negligible():
 def test_pro_width():
     """HC_DIM = 28672: slices of 1792, the last chunk of each shorter than 512, and an inexact 1/HC_DIM."""
     generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(2, HC, 7168, generator=generator) * 0.05).bfloat16()
+    x = (torch.randn(12, HC, 7168, generator=generator) * 0.05).bfloat16()
     fn = torch.randn(24, HC * 7168, generator=generator) * 0.05
     taps = {}
     hc_pre(x, fn, torch.ones(3), torch.zeros(24), rms_eps=1e-6, hc_eps=1e-6, sinkhorn_iters=20, taps=taps)

@@ -40,6 +40,7 @@ def device(values):
         4: lambda: (r[0] + r[1]) + (r[2] + r[3]),
         5: lambda: ((r[0] + r[1]) + r[4]) + (r[2] + r[3]),
         7: lambda: (((r[0] + r[1]) + r[6]) + (r[2] + r[3])) + (r[4] + r[5]),
+        10: lambda: ((r[0] + r[1]) + (r[2] + r[3])) + (((r[4] + r[5]) + (r[6] + r[7])) + (r[8] + r[9])),
         8: lambda: ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7])),
     }[len(r)]()
     return pairwise(lanes)
@@ -52,7 +53,7 @@ def test_order_is_the_written_one(n, order, written):
     assert row_sum(x, order).flatten().tolist() == [written(row) for row in x.numpy()]
 
 
-@pytest.mark.parametrize("n", [1, 6, 24, 63, 64, 128, 192, 256, 320, 448, 512])
+@pytest.mark.parametrize("n", [1, 6, 24, 63, 64, 128, 192, 256, 320, 448, 512, 640])
 def test_device_order(n):
     x = data(n)
     assert row_sum(x, "device").flatten().tolist() == [device(row) for row in x.numpy()]

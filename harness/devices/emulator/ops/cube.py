@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -123,9 +124,7 @@ def _float(a: Torch, b: Torch, fractal: int, start: Torch | None) -> Torch:
     if order == "exact":
         product = torch.matmul(wide_a, wide_b).float()
         return product if start is None else start + product
-    depth = a.shape[-1]
-    groups = range(0, depth, fractal)
-    parts = (torch.matmul(wide_a[..., k : k + fractal], wide_b[..., k : k + fractal, :]).float() for k in groups)
+    parts = _fractals(wide_a, wide_b, fractal)
     if order == "tree":
         product = _tree(list(parts))
         return product if start is None else start + product
@@ -136,6 +135,20 @@ def _float(a: Torch, b: Torch, fractal: int, start: Torch | None) -> Torch:
     for part in parts:
         total = total + part
     return total
+
+
+def _fractals(a: Torch, b: Torch, step: int) -> Iterator[Torch]:
+    """The products of `step` neighbouring K elements each, rounded to FP32, in ascending order."""
+    rows, columns, depth = a.shape[-2], b.shape[-1], a.shape[-1]
+    whole = depth // step
+    lefts = a[..., : whole * step].reshape(*a.shape[:-1], whole, step).movedim(-2, 0)
+    rights = b[..., : whole * step, :].reshape(*b.shape[:-2], whole, step, columns).movedim(-3, 0)
+    # Many small products in one call; a chunk of them keeps the FP64 results within a few megabytes.
+    chunk = max(1, 2**19 // max(1, rows * columns))
+    for start in range(0, whole, chunk):
+        yield from torch.matmul(lefts[start : start + chunk], rights[start : start + chunk]).float()
+    if whole * step < depth:
+        yield torch.matmul(a[..., whole * step :], b[..., whole * step :, :]).float()
 
 
 def _tree(parts: list[Torch]) -> Torch:

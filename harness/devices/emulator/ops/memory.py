@@ -13,7 +13,7 @@ from harness.devices.emulator.dtypes import BF16, BOOL, FP16, FP32, INDEX, INT8,
 from harness.devices.emulator.enums import AtomicType, MemorySpace
 from harness.devices.emulator.machine import fault, machine
 from harness.devices.emulator.ops import rounding_rules
-from harness.devices.emulator.ops.common import box, check_space, gm_copy, put
+from harness.devices.emulator.ops.common import box, check_space, check_writable, gm_copy, put
 from harness.devices.emulator.optable import ANY, op
 from harness.devices.emulator.values import (
     Scalar,
@@ -181,6 +181,7 @@ def write_window(
     target: Tensor | Tile, offsets: Sequence[int], source: Tile | Tensor, name: str, *, atomic: bool = False
 ) -> None:
     """The source's valid region into the target at `offsets`, in place."""
+    check_writable(target.storage)
     rank = len(target.shape)
     valid = source.valid if isinstance(source, Tile) else source.shape
     shape = _aligned(valid, rank, name)
@@ -331,6 +332,7 @@ def read(x: Tensor | Tile, index: object) -> Scalar | int | bool:
 def write(x: Tensor | Tile, index: object, value: Scalar | int | float | bool) -> Tensor | Tile:
     """One element, in place; the value's dtype must equal the element's (3.3). An integer literal is INDEX."""
     view, position = _cell(x, index, "write")
+    check_writable(view.storage)
     if not isinstance(value, (int, float, Scalar)):
         raise fault(f"pl.write: the value must be a scalar, not {describe(value)}")
     given = scalar_dtype(value)

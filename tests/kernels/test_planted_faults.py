@@ -1,0 +1,94 @@
+"""Every planted fault makes `verify` fail and name what broke; the shipped kernels pass where the faults are sought."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from faults import FAULTS, Fault
+
+import specs.registry
+from harness.compare import FAIL, PASS
+from harness.devices import get_device
+from harness.report import failure_text
+from harness.run import Run
+from harness.tolerances import DEFAULT_PATH, load_tolerances
+from harness.verify import Session
+from specs.registry import all_ops, load_op
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+RUNS = [(fault, case) for fault in FAULTS for case in fault.cases]
+
+
+Overrides = tuple[tuple[str, float], ...]
+
+
+def new_session() -> Session:
+    return Session(get_device("emulator"), load_tolerances(DEFAULT_PATH))
+
+
+@pytest.fixture(scope="module")
+def shared() -> Session:
+    """Keeps the inputs and golden of the last case from one fault to the next."""
+    return new_session()
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, overrides: Overrides) -> None:
+    monkeypatch.setattr(specs.registry, "load_op", partial(load_op, **dict(overrides)))
+
+
+def test_the_list_is_long_and_covers_every_op() -> None:
+    assert len(FAULTS) >= 90
+    assert len({fault.id for fault in FAULTS}) == len(FAULTS)
+    for op in all_ops():
+        assert sum(fault.op == op for fault in FAULTS) >= 6, op
+
+
+@pytest.mark.parametrize(("fault", "case"), RUNS, ids=[f"{fault.id}-{case}" for fault, case in RUNS])
+def test_rejects_planted_fault(
+    fault: Fault, case: str, shared: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(monkeypatch, fault.overrides)
+    session = new_session() if fault.overrides else shared
+    source = (KERNELS / f"{fault.op}.py").read_text(encoding="utf-8")
+    copy = tmp_path / f"{fault.op}.py"
+    copy.write_text(fault.plant(source), encoding="utf-8")
+    run = Run(fault.op, fault.preset, fault.deployment, case, kernel=str(copy))
+
+    verdict = session.verify(run)
+    text = failure_text(verdict)
+
+    assert verdict.status == FAIL
+    assert f"repeat: {run.command}" in text
+    if fault.fault:
+        assert any(f"{copy.name}:" in problem and fault.fault in problem for problem in verdict.problems)
+    else:
+        assert verdict.outputs[fault.output].status == FAIL, text
+        assert f"FAIL {fault.op} " in text
+        assert f": {fault.output}: " in text
+        assert "worst [" in text or "never written" in text
+
+
+CLEAN = sorted({(f.op, f.preset, f.deployment, case, f.overrides) for f, case in RUNS})
+
+
+@pytest.mark.parametrize(("op", "preset", "deployment", "case", "overrides"), CLEAN)
+def test_accepts_the_shipped_kernel_where_faults_are_sought(
+    op: str,
+    preset: str,
+    deployment: str,
+    case: str,
+    overrides: Overrides,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configure(monkeypatch, overrides)
+    verdict = new_session().verify(Run(op, preset, deployment, case))
+    assert verdict.status == PASS, failure_text(verdict)
+
+
+@pytest.mark.parametrize("nth", [0, 2])
+def test_rejects_a_snippet_that_does_not_occur_as_stated(nth: int) -> None:
+    fault = Fault("gate", "x", "piece", "other", "weights", "a test")
+    with pytest.raises(ValueError, match=f"'piece' occurs {nth} times, expected 1"):
+        fault.plant("piece " * nth)
