@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.devices.emulator import scalars
+from harness.devices.emulator import regions, scalars
 from harness.devices.emulator.dtypes import DType
 from harness.devices.emulator.machine import fault, machine
 from harness.devices.emulator.optable import ANY, KERNEL, ORCHESTRATION, op
-from harness.devices.emulator.runtime import TaskId, check_deps
+from harness.devices.emulator.tasks import Task
 from harness.devices.emulator.values import Tensor, describe
 
 
@@ -75,14 +75,13 @@ def no_dep(value: Any) -> Any:
 
 
 @op("system.task_dummy", where=ORCHESTRATION)
-def task_dummy(*, deps: Any = None) -> TaskId:
+def task_dummy(*, deps: Any = None) -> regions.TaskId:
     """An empty task for fan-in (2.6)."""
-    check_deps(deps)
-    machine().count("tasks")
-    return TaskId(machine().counters["tasks"])
+
+    def run(task: Task) -> None:
+        task.after = task.start
+
+    return regions.TaskId(regions.submit("task_dummy", run, (), (), deps))
 
 
-@op("system.syncall", where=KERNEL)
-def syncall(**_: Any) -> None:
-    """Barrier of all cores of a dispatch (2.4): blocks would have to run as coroutines."""
-    raise fault("pl.system.syncall is not supported by this emulator yet")
+op("system.syncall", where=KERNEL)(regions.syncall)

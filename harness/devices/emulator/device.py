@@ -17,6 +17,7 @@ from harness.devices.emulator.dtypes import DType, from_torch
 from harness.devices.emulator.functions import KernelFunction, Parameter, reachable
 from harness.devices.emulator.loader import load_functions
 from harness.devices.emulator.machine import Machine, running
+from harness.devices.emulator.order import Order
 from harness.devices.emulator.values import Tensor
 from harness.devices.emulator.variance import Schedule
 
@@ -76,15 +77,18 @@ def execute(
     inputs: Mapping[str, torch.Tensor | int | float],
     schedule: int,
     files: frozenset[str],
+    *,
+    checks: bool = True,
 ) -> DeviceRun:
     """Run an entry with inputs by parameter name. Out tensors take their shape from the annotation and the dynamic
     dimensions of the tensors given, and start undefined; inout tensors start as copies."""
-    machine = Machine(schedule=Schedule(schedule), files=set(files))
+    machine = Machine(schedule=Schedule(schedule), files=set(files), order=Order() if checks else None)
     start = time.perf_counter()
     with running(machine), _one_thread():
         arguments = _arguments(entry, inputs)
         try:
             entry.compiled.run(*arguments.values())
+            machine.tasks.drain()
         except (KernelFault, KernelRefused):
             raise
         except Exception as error:

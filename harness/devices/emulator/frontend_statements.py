@@ -6,6 +6,7 @@ import ast
 from typing import NoReturn
 
 from harness.devices.emulator import runtime
+from harness.devices.emulator.effects import body_effects
 from harness.devices.emulator.frontend_expressions import Expressions
 from harness.devices.emulator.functions import KernelFunction
 
@@ -380,6 +381,8 @@ class Statements:
         arguments = [self.expressions.expr(a) for a in call.args]
         keywords = self.expressions.keywords(call)
         name, definition = self._nested(node, node.body, kind, first=node.target.id, keep=())
+        if kind == "spmd":
+            keywords = keywords + self._effects(node.body)
         run = self.expressions.rt(kind, ast.Name(id=name, ctx=ast.Load()), *arguments, keywords=keywords)
         return [definition, ast.Expr(value=run)]
 
@@ -412,10 +415,12 @@ class Statements:
     ) -> list[ast.stmt]:
         keep = tuple(sorted(stored_names(node.body) & self._loaded_outside(node)))
         name, definition = self._nested(node, node.body, "at", first=None, keep=keep)
+        outputs = [n for n in keep if n in self.bound]
+        stable = not set(outputs) & body_effects(self.function, node.body).rebound
+        keywords = keywords + self._effects(node.body) + [_constant("gg_kept", tuple(outputs)), _constant("gg_stable", stable)]
         run = self.expressions.rt("at", ast.Name(id=name, ctx=ast.Load()), *arguments, keywords=keywords)
         if tid is not None:
             self.bind(tid)
-        outputs = [n for n in keep if n in self.bound]
         target = ast.Tuple(
             elts=[ast.Name(id=tid or "gg_unused", ctx=ast.Store()), _names_store(outputs, True)],
             ctx=ast.Store(),
@@ -433,11 +438,17 @@ class Statements:
         if tid is None and any(k.arg == "deps" for k in keywords):
             self.refuse(node, "deps= on `with pl.spmd` needs `as tid`")
         name, definition = self._nested(node, node.body, "spmd", first="gg_block", keep=())
+        keywords = keywords + self._effects(node.body)
         run = self.expressions.rt("spmd", ast.Name(id=name, ctx=ast.Load()), *arguments, keywords=keywords)
         if tid is not None:
             self.bind(tid)
         target = ast.Name(id=tid or "gg_unused", ctx=ast.Store())
         return [definition, ast.Assign(targets=[target], value=run)]
+
+    def _effects(self, body: list[ast.stmt]) -> list[ast.keyword]:
+        """What the task reads and writes, for the scheduler."""
+        effects = body_effects(self.function, body)
+        return [_constant("gg_reads", tuple(sorted(effects.reads))), _constant("gg_writes", tuple(sorted(effects.writes)))]
 
     def _is_single_call(self, body: list[ast.stmt]) -> bool:
         if (
@@ -515,6 +526,10 @@ def loaded_names(body: list[ast.stmt]) -> set[str]:
 def _reads_block_index(body: list[ast.stmt]) -> bool:
     module = ast.Module(body=body, type_ignores=[])
     return any(isinstance(n, ast.Attribute) and n.attr == "get_block_idx" for n in ast.walk(module))
+
+
+def _constant(name: str, value: object) -> ast.keyword:
+    return ast.keyword(arg=name, value=ast.parse(repr(value), mode="eval").body)
 
 
 def _names_store(names: list[str], as_tuple: bool) -> ast.expr:

@@ -38,7 +38,12 @@ _RULES = (
     Rule("GG302", "an inline rebinds a parameter below its top level: the caller's variable changes", "1.4",
          "warning"),
     Rule("GG304", "a dispatch is launched with 0 blocks", "2.4", "warning"),
+    Rule("GG305", "a hard syncall does not occupy every core: the device dead-locks", "2.4", "error"),
     Rule("GG303", "write to a plain input of the entry: the host never sees it", "1.2", "error"),
+    Rule("GG401", "blocks or lanes of one dispatch touch the same element", "2.3", "error"),
+    Rule("GG402", "two tasks touch the same element and nothing orders them", "2.3", "error"),
+    Rule("GG403", "a task overwrites what an unordered earlier task reads", "2.3", "warning"),
+    Rule("GG404", "two ranks touch the same element and nothing orders them", "4.4", "error"),
 )  # fmt: skip
 
 RULES = {rule.code: rule for rule in _RULES}

@@ -10,25 +10,40 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from harness.devices.base import Finding, KernelFault
 from harness.devices.emulator import lint
+from harness.devices.emulator.tasks import Tasks
+from harness.devices.emulator.units import Unit
 from harness.devices.emulator.variance import Schedule
 
 if TYPE_CHECKING:
-    from harness.devices.emulator.values import Storage
+    from harness.devices.emulator.order import Order, Race
+    from harness.devices.emulator.values import Storage, Tensor, View
 
 
 @dataclass(frozen=True)
 class Region:
-    """Where compute ops may run: the body of a `pl.at`, of one block of a `pl.spmd`, or an incore function."""
+    """Where compute ops may run: the body of a `pl.at`, of one block of a `pl.spmd`, or an incore function.
+
+    `phase` counts the barriers that this block or lane has passed; `barrier` is its dispatch's (`regions.Barrier`).
+    """
 
     kind: str  # "at" | "spmd" | "incore"
     block: int = 0
     blocks: int = 1
     lane: int = 0
+    lanes: int = 1
+    phase: int = 0
+    barrier: Any = None
+
+    def next_phase(self) -> Region:
+        return replace(self, phase=self.phase + 1)
+
+    def of_lane(self, lane: int) -> Region:
+        return replace(self, lane=lane, lanes=2)
 
 
 @dataclass
@@ -45,6 +60,9 @@ class Machine:
 
     schedule: Schedule
     files: set[str]
+    order: Order | None = None  # None: accesses are not checked
+    unit: Unit = field(default_factory=lambda: Unit(0, "orchestration", 1))
+    rank: int = 0
     region: Region | None = None
     findings: list[Finding] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
@@ -52,6 +70,9 @@ class Machine:
     _origins: list[str] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict)
     _seen: set[tuple[str, str, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.tasks = Tasks(self.schedule.rng)
 
     def where(self) -> tuple[str, int]:
         """File and line of the innermost kernel frame; ("<kernel>", 0) outside a kernel."""
@@ -93,16 +114,54 @@ class Machine:
         """Enter a runtime scope; at its end, memory born inside is dead."""
         _, line = self.where()
         self.scopes.append(Scope(manual))
-        try:
-            yield
-        finally:
-            for storage in self.scopes.pop().born:
-                storage.dead = f"the end of the scope that created it (line {line})"
+        yield
+        self.tasks.drain()  # memory is released when the scope and its tasks end
+        for storage in self.scopes.pop().born:
+            storage.dead = f"the end of the scope that created it (line {line})"
 
     def born(self, storage: Storage) -> None:
         """Register GM memory created in orchestration with the innermost runtime scope."""
         if self.scopes:
             self.scopes[-1].born.append(storage)
+
+    def new_unit(self, name: str, known: int, task: int | None) -> Unit:
+        """A place in the order that starts with the knowledge `known`."""
+        if self.order is None:
+            return Unit(0, name, known, rank=self.rank, task=task)
+        return self.order.unit(name, known, rank=self.rank, task=task)
+
+    def await_tasks(self, view: Tensor, *, readers: bool) -> None:
+        """Orchestration touches `view`: run the tasks that write it (with `readers`, also that read it) first."""
+        self.unit.known |= self.tasks.finish(self.tasks.of(view, readers=readers))
+
+    def reads(self, view: View) -> None:
+        """Record that the running unit reads global memory."""
+        if self.order is not None and not view.storage.readonly:
+            file, line = self.where()
+            race = self.order.read(self.unit, view, file, line)
+            if race is not None:
+                self._race(race)
+
+    def writes(self, view: View, *, atomic: bool = False) -> None:
+        """Record that the running unit writes global memory."""
+        if self.order is not None:
+            file, line = self.where()
+            race = self.order.write(self.unit, view, file, line, atomic=atomic)
+            if race is not None:
+                self._race(race)
+
+    def _race(self, race: Race) -> None:
+        first, unit = race.first, self.unit
+        did, does = race.kind.split("-")
+        text = f"{unit.name} {does}s element {race.element} of {race.storage}, {'' if first is None else first} {did}s it too"
+        if first is not None and first.rank != unit.rank:
+            self.lint("GG404", f"{text}: nothing orders the two ranks")
+        elif first is not None and first.task is not None and first.task == unit.task:
+            self.lint("GG401", f"{text}: blocks and lanes of one dispatch are not ordered")
+        elif race.kind == "read-write":
+            self.lint("GG403", f"{text}: the runtime does not make a writer wait for readers")
+        else:
+            self.lint("GG402", f"{text}: no dependency orders the two tasks")
 
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + amount

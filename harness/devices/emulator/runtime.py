@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.devices.emulator import enums
+from harness.devices.emulator.effects import parameter_effects
 from harness.devices.emulator.functions import KernelFunction
-from harness.devices.emulator.machine import Region, fault, machine
+from harness.devices.emulator.machine import Machine, Region, fault, machine
 from harness.devices.emulator.ops.subscript import subscript_load, subscript_store
+from harness.devices.emulator.regions import TaskId, at, inside, spmd, split_aiv, submit
 from harness.devices.emulator.scalars import (  # rewritten code calls these as runtime.<name>
     add,
     and_,
@@ -36,6 +38,7 @@ from harness.devices.emulator.scalars import (  # rewritten code calls these as 
     truediv,
     truth,
 )  # fmt: skip
+from harness.devices.emulator.tasks import Task
 from harness.devices.emulator.values import Array, View, as_int, describe
 
 ALIAS = "__goldengate_runtime__"  # the name of this module in the globals of a kernel file
@@ -73,13 +76,6 @@ CONSTRUCTS = (
     Construct("manual_scope", "write `with pl.manual_scope():`"),
     Construct("cluster", "write `with pl.cluster():`"),
 )
-
-
-@dataclass(frozen=True)
-class TaskId:
-    """An opaque task id; `None` is the invalid one."""
-
-    number: int
 
 
 class Unassigned:
@@ -121,110 +117,17 @@ def unroll_(*bounds: Any) -> Iterable[int]:
 def parallel_(*bounds: Any) -> Iterable[int]:
     """Iterations are asserted independent: in orchestration their order is the schedule's, in a kernel plain."""
     steps = _bounds("parallel", bounds)
-    if machine().region is not None:
-        return steps
-    return [steps[i] for i in machine().schedule.order(len(steps))]
-
-
-# -- regions and blocks -----------------------------------------------------------------------------
-
-
-def check_deps(deps: Any) -> None:
-    """`deps=` holds task ids, None, or one whole array of them."""
-    if deps is None or (
-        isinstance(deps, Array) and all(c is None or isinstance(c, TaskId) for c in deps.cells)
-    ):
-        return
-    entries = deps if isinstance(deps, list) else None
-    if entries is None:
-        raise fault(f"deps= takes a list of task ids, not {describe(deps)}")
-    for entry in entries:
-        if isinstance(entry, Array) and len(entries) == 1:
-            check_deps(entry)
-        elif entry is not None and not isinstance(entry, TaskId):
-            raise fault(f"deps= takes task ids, not {describe(entry)}")
-
-
-@contextmanager
-def _region(region: Region, what: str) -> Iterator[None]:
     run = machine()
-    if run.region is not None:
-        raise fault(f"{what} inside pl.{run.region.kind} is refused: compute regions do not nest")
-    run.region = region
-    try:
-        yield
-    finally:
-        run.region = None
+    return steps if run.region is not None else _unordered(run, steps)
 
 
-def _task() -> TaskId:
-    run = machine()
-    run.count("tasks")
-    return TaskId(run.counters["tasks"])
-
-
-def at(
-    body: Callable[[], tuple[Any, ...]],
-    level: Any = None,
-    role: Any = None,
-    *,
-    optimizations: Any = None,
-    deps: Any = None,
-    no_dep_args: Any = None,
-    dumps: Any = None,
-    allow_early_resolve: bool = False,
-    name_hint: str = "",
-    windowize: bool = False,
-) -> tuple[TaskId, tuple[Any, ...]]:
-    """`with pl.at(…)`: one compute kernel, one task (2.2). Returns its id and the names it assigned."""
-    if not isinstance(level, enums.Level):
-        raise fault("pl.at needs a level, e.g. level=pl.Level.CORE_GROUP")
-    check_deps(deps)
-    with _region(Region("at"), "pl.at"):
-        outputs = body()
-    return _task(), outputs
-
-
-def spmd(
-    body: Callable[[int], Any],
-    core_num: Any,
-    *,
-    sync_start: bool = False,
-    name_hint: str = "",
-    optimizations: Any = None,
-    deps: Any = None,
-    allow_early_resolve: bool = False,
-    predicate: Any = None,
-) -> TaskId:
-    """One task of `core_num` blocks in any order (2.4); the order is the schedule's."""
-    check_deps(deps)
-    run = machine()
-    count = as_int(core_num, "block count of pl.spmd")
-    if count < 0:
-        raise fault(f"pl.spmd with {count} blocks")
-    if count == 0:
-        run.lint("GG304", "pl.spmd is launched with 0 blocks")
-    for block in run.schedule.order(count):
-        with _region(Region("spmd", block, count), "pl.spmd"):
-            body(block)
-    run.count("blocks", count)
-    return _task()
-
-
-def split_aiv(body: Callable[[int], Any], lanes: Any, *, mode: Any = enums.SplitMode.NONE) -> None:
-    """`for lane in pl.split_aiv(2, mode=NONE)`: both vector lanes run the whole body, in any order (2.5)."""
-    run = machine()
-    if run.region is None:
-        raise fault("pl.split_aiv belongs inside a compute region")
-    if lanes != 2:
-        raise fault("pl.split_aiv takes the literal 2")
-    if mode is not enums.SplitMode.NONE:
-        raise fault(f"pl.split_aiv(mode={mode.name}) is not supported by this emulator yet")
-    outer = run.region
-    for lane in run.schedule.order(2):
-        run.region = Region(outer.kind, outer.block, outer.blocks, lane)
-        body(lane)
-    run.region = outer
+def _unordered(run: Machine, steps: range) -> Iterator[int]:
+    loops = run.tasks.loops
+    loop = run.tasks.new_loop()
+    for position in run.schedule.order(len(steps)):
+        loops[loop] = position
+        yield steps[position]
+    loops.pop(loop, None)
 
 
 # -- scopes -----------------------------------------------------------------------------------------
@@ -262,10 +165,7 @@ def call(function: KernelFunction, *arguments: Any) -> Any:
     """A call of an inline (spliced: same region, same storage) or of an in-core function (a task of its own)."""
     compiled = function.compiled
     if function.kind == "incore":
-        with _region(Region("incore"), f"the call of {function.name}"):
-            result = compiled.run(*arguments)
-        _task()
-        return result
+        return _incore(function, arguments)
     result = compiled.run(*arguments)
     if compiled.writebacks:
         order = [p.name for p in function.parameters]
@@ -277,6 +177,28 @@ def call(function: KernelFunction, *arguments: Any) -> Any:
                     f"{function.name} rebinds its parameter {name}: the caller's variable changes too",
                 )
     return result
+
+
+def _incore(function: KernelFunction, arguments: tuple[Any, ...]) -> Any:
+    results: list[Any] = []
+
+    def run(task: Task) -> None:
+        unit = machine().new_unit(task.name, task.start, task.number)
+        with inside(Region("incore"), unit) as state:
+            results.append(function.compiled.run(*arguments))
+            task.after = task.start | state.unit.known
+
+    reads, writes = _directed(function, arguments)
+    task = submit(function.name, run, reads, writes, None)
+    machine().tasks.finish([task])  # its results are values of the caller
+    return results[0]
+
+
+def _directed(function: KernelFunction, arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+    """The arguments that a separately compiled function reads and writes, by its declared directions."""
+    effects = parameter_effects(function)
+    pairs = list(zip(function.parameters, arguments, strict=True))
+    return [a for p, a in pairs if p.name in effects.reads], [a for p, a in pairs if p.name in effects.writes]
 
 
 # -- subscripts -------------------------------------------------------------------------------------

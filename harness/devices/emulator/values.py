@@ -36,7 +36,7 @@ def poison(count: int, dtype: DType) -> Torch:
 class Storage:
     """A flat buffer of one element type with its taint. `data` is never replaced, so views of it stay valid."""
 
-    __slots__ = ("data", "dead", "dtype", "name", "readonly", "space", "taint")
+    __slots__ = ("data", "dead", "dtype", "name", "reader", "readonly", "space", "taint", "writer")
 
     def __init__(self, data: Torch, dtype: DType, name: str, space: str) -> None:
         self.data = data
@@ -45,6 +45,8 @@ class Storage:
         self.name = name
         self.space = space
         self.dead: str | None = None  # why it may no longer be used (scope ended)
+        self.writer: Torch | None = None  # per element the site that wrote it last (order.Order), None before the first
+        self.reader: Torch | None = None
         self.readonly = False  # a plain input of the entry: a write to it never reaches the host
 
     @classmethod

@@ -70,6 +70,7 @@ def check_space(shape: tuple[int, ...], dtype: DType, space: str) -> None:
 
 def gm_copy(tensor: Tensor, space: str = "Vec") -> Tile:
     """The whole GM view as a fresh tile."""
+    machine().reads(tensor)
     machine().count("gm_read_bytes", math.prod(tensor.shape) * tensor.dtype.nbytes)
     taint = tensor.taint
     return Tile.of(

@@ -30,6 +30,19 @@ from harness.devices.emulator.values import (
 _ATOMIC = frozenset((FP32, FP16, BF16, INT32, INT16, INT8))
 
 
+def touch(view: View, *, write: bool, atomic: bool = False) -> None:
+    """Every access of global memory passes here: orchestration waits for the tasks concerned, races are recorded."""
+    run = machine()
+    if write:
+        view.check_writable()
+    if run.region is None and isinstance(view, Tensor):
+        run.await_tasks(view, readers=write)
+    if write:
+        run.writes(view, atomic=atomic)
+    else:
+        run.reads(view)
+
+
 # --- reading windows -------------------------------------------------------------------------------------------------
 
 
@@ -42,6 +55,7 @@ def load_window(
     if valid == shape:
         return gm_copy(source.window(offsets, shape), space)
     part = source.window(offsets, valid)
+    machine().reads(part)
     machine().count("gm_read_bytes", math.prod(valid) * source.dtype.nbytes)
     data = poison(math.prod(shape), source.dtype).view(shape)
     data[box(valid)] = part.data
@@ -186,7 +200,10 @@ def write_window(
         data = data.clone()
         taint = None if taint is None else taint.clone()
     where = window.taint
+    if isinstance(source, Tensor):
+        touch(source, write=False)
     if isinstance(target, Tensor):
+        touch(window, write=True, atomic=atomic)
         machine().count("gm_write_bytes", data.numel() * target.dtype.nbytes)
         if isinstance(source, Tile) and source.space == "Acc" and (shape[-1] > 4095 or math.prod(shape[:-1]) > 8192):
             machine().lint("GG107", f"pl.{name}: an accumulator of {list(shape)} leaves L0C")
@@ -295,6 +312,8 @@ def _cell(x: object, index: object, name: str) -> tuple[Tensor | Tile, tuple[int
 def read(x: Tensor | Tile, index: object) -> Scalar | int | bool:
     """One element as a scalar; of a tile by physical coordinates (3.3). Raises when it is undefined."""
     view, position = _cell(x, index, "read")
+    if isinstance(view, Tensor):
+        touch(view.window(position, (1,) * len(position)), write=False)
     at = view.offset + sum(i * s for i, s in zip(position, view.strides, strict=True))
     if view.storage.dead is not None:
         raise fault(f"{view.name} is used after {view.storage.dead}")
@@ -323,6 +342,8 @@ def write(x: Tensor | Tile, index: object, value: Scalar | int | float | bool) -
         raise fault(f"pl.write: {describe(value)} into {view.name} of {view.dtype}; cast it first")
     if view.storage.dead is not None:
         raise fault(f"{view.name} is used after {view.storage.dead}")
+    if isinstance(view, Tensor):
+        touch(view.window(position, (1,) * len(position)), write=True)
     at = view.offset + sum(i * s for i, s in zip(position, view.strides, strict=True))
     number = value.value if isinstance(value, Scalar) else rounding_rules.number_in(value, view.dtype)
     view.storage.data[at] = number

@@ -8,6 +8,7 @@ from torch import Tensor as Torch
 from harness.devices.emulator.machine import fault, machine
 from harness.devices.emulator.ops.common import as_tile, check_writable
 from harness.devices.emulator.ops.gather import checked_index, pattern
+from harness.devices.emulator.ops.memory import touch
 from harness.devices.emulator.optable import op
 from harness.devices.emulator.values import Tensor, Tile, as_int, describe
 
@@ -101,6 +102,7 @@ def mscatter(src: Tile, idx: Tile, out: Tensor) -> Tensor:
     check_writable(out.storage)
     positions = checked_index(index, out.data.numel(), "mscatter").reshape(-1)
     _refuse_duplicates(positions, "mscatter")
+    touch(out, write=True)
     machine().count("gm_write_bytes", positions.numel() * out.dtype.nbytes)
     cut = tuple(slice(v) for v in index.valid)
     where = torch.unravel_index(positions, out.shape)
@@ -121,6 +123,7 @@ def mgather(mem: Tensor, idx: Tensor | Tile) -> Tile:
     if not isinstance(mem, Tensor) or not index.full:
         raise fault(f"pl.mgather: needs global memory and a fully valid index, not {describe(mem)}")
     positions = checked_index(index, mem.data.numel(), "mgather")
+    touch(mem, write=False)
     machine().count("gm_read_bytes", positions.numel() * mem.dtype.nbytes)
     taint = mem.taint
     marks = None if taint is None else taint.reshape(-1)[positions]
