@@ -16,7 +16,7 @@ from typing import Any
 import greenlet
 import numpy as np
 
-from harness.devices.emulator.machine import fault, machine
+from harness.devices.emulator.current import fault, machine
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,13 @@ class Fiber:
 
     def resume(self) -> None:
         """Run until the fiber ends or switches away; an exception in it is raised here."""
+        run = machine()
+        own = run.region, run.unit
         self._greenlet.parent = greenlet.getcurrent()
-        self.wait = self._greenlet.switch()
+        try:
+            self.wait = self._greenlet.switch()
+        finally:
+            run.region, run.unit = own
 
     @property
     def runnable(self) -> bool:
@@ -64,7 +69,7 @@ def run_all(fibers: Sequence[Fiber], rng: np.random.Generator | None) -> None:
     while pending:
         ready = [fiber for fiber in pending if fiber.runnable]
         if not ready:
-            wait(Wait(lambda: any(f.runnable for f in pending), lambda: _texts(pending)))
+            wait(Wait(lambda: any(f.runnable for f in pending), lambda: waiting_texts(pending)))
             continue
         fiber = ready[0] if rng is None else ready[int(rng.integers(len(ready)))]
         fiber.resume()
@@ -72,7 +77,8 @@ def run_all(fibers: Sequence[Fiber], rng: np.random.Generator | None) -> None:
             pending.remove(fiber)
 
 
-def _texts(fibers: Sequence[Fiber]) -> list[str]:
+def waiting_texts(fibers: Sequence[Fiber]) -> list[str]:
+    """What the fibers wait for, one line each."""
     return [f"{fiber.name}: {text}" for fiber in fibers if fiber.wait is not None for text in fiber.wait.texts()]
 
 

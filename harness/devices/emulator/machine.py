@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from harness.devices.base import Finding, KernelFault
+from harness.devices.base import Finding
 from harness.devices.emulator import lint
+from harness.devices.emulator.current import fault, machine, running  # where most modules import them from
 from harness.devices.emulator.tasks import Tasks
 from harness.devices.emulator.units import Unit
 from harness.devices.emulator.variance import Schedule
@@ -167,28 +167,4 @@ class Machine:
         self.counters[name] = self.counters.get(name, 0) + amount
 
 
-_CURRENT: ContextVar[Machine | None] = ContextVar("machine", default=None)
-
-
-def machine() -> Machine:
-    """The active run. Raises RuntimeError outside one: ops cannot be called from plain Python."""
-    current = _CURRENT.get()
-    if current is None:
-        raise RuntimeError("an emulator op was called outside a kernel run")
-    return current
-
-
-@contextmanager
-def running(run: Machine) -> Iterator[Machine]:
-    """Make `run` the active one for the duration of a with-block."""
-    token = _CURRENT.set(run)
-    try:
-        yield run
-    finally:
-        _CURRENT.reset(token)
-
-
-def fault(reason: str) -> KernelFault:
-    """The exception for an error of the kernel while it runs, at the current source line: `raise fault("…")`."""
-    file, line = machine().where()
-    return KernelFault(file, line, reason)
+__all__ = ["Machine", "Region", "Scope", "fault", "machine", "running"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.devices.emulator.fibers import Fiber, Wait, wait, waiting_texts
 from harness.devices.emulator.units import Unit
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Tasks:
         self._readers: dict[int, list[tuple[Span, Task]]] = {}  # by the identity of the storage
         self._writers: dict[int, list[tuple[Span, Task]]] = {}
         self._queue: list[Task] = []
+        self._running: dict[Task, Fiber] = {}  # started and waiting for something
         self._count = 0
         self._loops = 0
         self.loops: dict[int, int] = {}  # the pl.parallel iterations that orchestration is in
@@ -107,11 +109,15 @@ class Tasks:
             self._register(task)
         self._queue.append(task)
         if self._rng is None:
-            self.finish([task])
+            if all(earlier.done for earlier in task.waits):
+                self._go_on(task)
         else:
-            while self._queue and self._rng.random() < 0.5:
-                self._run(self._draw())
+            while self._rng.random() < 0.5 and (ready := self._startable()):
+                self._go_on(ready[int(self._rng.integers(len(ready)))])
         return task
+
+    def _startable(self) -> list[Task]:
+        return [t for t in self._queue if all(w.done for w in t.waits)]
 
     def _earlier_writers(self, task: Task) -> Iterable[Task]:
         for span in task.reads:
@@ -140,29 +146,50 @@ class Tasks:
 
     def finish(self, tasks: Iterable[Task] | None = None) -> int:
         """Run these tasks and what they wait for, or all; what is known once they are done."""
-        wanted = list(self._queue if tasks is None else tasks)
+        wanted = list(tasks) if tasks is not None else [*self._queue, *self._running]
         known = 0
         for task in wanted:
             while not task.done:
-                blocker = task
-                while pending := [t for t in blocker.waits if not t.done]:
-                    blocker = min(pending, key=lambda t: t.number)
-                self._run(blocker)
+                self._advance(_needed(task))
             known |= task.after
         return known
 
     def drain(self) -> None:
-        """Run everything that is queued, in a drawn order."""
-        while self._queue:
-            self._run(self._draw())
+        """Run everything to its end, in a drawn order."""
+        while self._queue or self._running:
+            self._advance(None)
 
-    def _draw(self) -> Task:
-        ready = [t for t in self._queue if all(w.done for w in t.waits)]
-        return ready[0] if self._rng is None else ready[int(self._rng.integers(len(ready)))]
+    def _advance(self, only: set[Task] | None) -> None:
+        """Start or resume one task (of `only`, where that is given and one of them can go on); wait when none can."""
+        able = [t for t, fiber in self._running.items() if fiber.runnable] + self._startable()
+        if not able:
+            fibers = list(self._running.values())
+            wait(Wait(lambda: any(f.runnable for f in fibers), lambda: waiting_texts(fibers)))
+            return
+        preferred = [t for t in able if only is None or t in only] or able
+        self._go_on(preferred[0] if self._rng is None else preferred[int(self._rng.integers(len(preferred)))])
 
-    def _run(self, task: Task) -> None:
-        self._queue.remove(task)
-        for earlier in task.waits:
-            task.start |= earlier.after
-        task.run(task)
-        task.done = True
+    def _go_on(self, task: Task) -> None:
+        """Start a queued task or resume a running one. A task that must wait lets others go first: they run on other
+        cores."""
+        fiber = self._running.get(task)
+        if fiber is None:
+            self._queue.remove(task)
+            for earlier in task.waits:
+                task.start |= earlier.after
+            fiber = self._running[task] = Fiber(lambda: task.run(task), f"task {task.name}")
+        fiber.resume()
+        if fiber.done:
+            del self._running[task]
+            task.done = True
+
+
+def _needed(task: Task) -> set[Task]:
+    """The task and everything unfinished that it waits for."""
+    found, todo = {task}, [task]
+    while todo:
+        for earlier in todo.pop().waits:
+            if not earlier.done and earlier not in found:
+                found.add(earlier)
+                todo.append(earlier)
+    return found

@@ -1,0 +1,39 @@
+"""The active run of this thread of control, and the exception for an error at its current source line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from harness.devices.base import KernelFault
+
+if TYPE_CHECKING:
+    from harness.devices.emulator.machine import Machine
+
+_CURRENT: ContextVar[Machine | None] = ContextVar("machine", default=None)
+
+
+def machine() -> Machine:
+    """The active run. Raises RuntimeError outside one: ops cannot be called from plain Python."""
+    current = _CURRENT.get()
+    if current is None:
+        raise RuntimeError("an emulator op was called outside a kernel run")
+    return current
+
+
+@contextmanager
+def running(run: Machine) -> Iterator[Machine]:
+    """Make `run` the active one for the duration of a with-block."""
+    token = _CURRENT.set(run)
+    try:
+        yield run
+    finally:
+        _CURRENT.reset(token)
+
+
+def fault(reason: str) -> KernelFault:
+    """The exception for an error of the kernel while it runs, at the current source line: `raise fault("…")`."""
+    file, line = machine().where()
+    return KernelFault(file, line, reason)
