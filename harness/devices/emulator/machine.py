@@ -22,6 +22,7 @@ from harness.devices.emulator.variance import Schedule
 if TYPE_CHECKING:
     from harness.devices.emulator.order import Order, Race
     from harness.devices.emulator.values import Storage, Tensor, View
+    from harness.devices.emulator.world import World
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Machine:
     order: Order | None = None  # None: accesses are not checked
     unit: Unit = field(default_factory=lambda: Unit(0, "orchestration", 1))
     rank: int = 0
+    world: World | None = None  # the ranks this run belongs to, None for a single chip
     region: Region | None = None
     findings: list[Finding] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)

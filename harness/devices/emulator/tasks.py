@@ -19,6 +19,7 @@ from harness.devices.emulator.units import Unit
 
 if TYPE_CHECKING:
     from harness.devices.emulator.values import Storage, Tensor
+    from harness.devices.emulator.variance import Schedule
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,30 @@ class Tasks:
         self._rng = rng
         self._readers: dict[int, list[tuple[Span, Task]]] = {}  # by the identity of the storage
         self._writers: dict[int, list[tuple[Span, Task]]] = {}
+        self._unregistered: list[Task] = []
         self._queue: list[Task] = []
         self._running: dict[Task, Fiber] = {}  # started and waiting for something
         self._count = 0
         self._loops = 0
         self.loops: dict[int, int] = {}  # the pl.parallel iterations that orchestration is in
+
+    def reseed(self, schedule: Schedule) -> None:
+        """Draw from a stream of its own: the ranks of a world must not move in step."""
+        self._rng = schedule.rng
+
+    def settle(self) -> int:
+        """Run everything to its end and forget it; what is known then. Between the dispatches of a rank."""
+        self.drain()
+        known = 0
+        for found in (*self._readers.values(), *self._writers.values()):
+            for _, task in found:
+                known |= task.after
+        for task in self._unregistered:
+            known |= task.after
+        self._readers.clear()
+        self._writers.clear()
+        self._unregistered.clear()
+        return known
 
     def new_loop(self) -> int:
         """An identity for one run of a pl.parallel loop."""
@@ -107,6 +127,8 @@ class Tasks:
         if not manual:
             task.waits |= set(self._earlier_writers(task))
             self._register(task)
+        if manual or not (task.reads or task.writes):
+            self._unregistered.append(task)
         self._queue.append(task)
         if self._rng is None:
             if all(earlier.done for earlier in task.waits):
