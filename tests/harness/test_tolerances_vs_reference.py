@@ -46,7 +46,8 @@ def golden(output, generator):
         "x_norm_scale": lambda: 0.03 + 0.003 * normal(T, 1),
         "weights": lambda: torch.softmax(normal(T, K), -1) * 1.5,
         "sh": lambda: (0.54 * normal(T, D)).bfloat16(),
-        "recv_y": lambda: (1.12 * normal(2 * T, D)).bfloat16(),
+        # 32 active rows only: the reference's budget counts all 2048 rows of the buffer, so it is looser still.
+        "recv_y": lambda: (1.12 * normal(4 * T, D)).bfloat16(),
     }[output]()
 
 
