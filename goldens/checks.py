@@ -4,7 +4,7 @@
 Inf are not rejected: they flow to the outputs, where the harness reports them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,3 +55,15 @@ def _plain(dtype: torch.dtype) -> str:
 
 def _extents(shape: Sequence[int | None]) -> str:
     return "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
+
+
+def continued(given: Mapping[str, Tensor] | None, op: str, name: str, computed: Tensor) -> Tensor:
+    """The stage `name` from which a golden goes on: `given[name]` where there is one, else what it computed.
+
+    A device may legally differ in the last bit of a stage. Judged against the golden continued from the device's own
+    stage, what follows is not failed for that. Raises GoldenInputError for another shape or dtype.
+    """
+    if given is None or name not in given:
+        return computed
+    expect(f"{op}: given {name}", given[name], tuple(computed.shape), computed.dtype)
+    return given[name]

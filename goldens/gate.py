@@ -3,10 +3,12 @@
 contracts/hc_gate_experts.md, section 3; the step numbers are those of 3.3. N experts, K of them per token.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from goldens.checks import expect, expect_integer, expect_range
+from goldens.checks import continued, expect, expect_integer, expect_range
 from goldens.errors import GoldenInputError
 from goldens.numerics.elementary import exp, inverse_sqrt, log1p, sqrt
 from goldens.numerics.matmul import fp32_matmul
@@ -98,6 +100,7 @@ def gate(
     n_hash_layers: int,
     routed_scaling: float,
     taps: dict[str, Tensor] | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Normalise and quantise the tokens, and choose K experts with weights for each active one.
 
@@ -108,6 +111,8 @@ def gate(
     Returns x_norm [T, D] BF16, x_norm_i8 [T, D] INT8, x_norm_scale [T, 1] FP32, indices [T, K] INT32 and
     weights [T, K] FP32. Inactive tokens have scale, ids and weights 0. From the first whole tile of 16 rows
     without an active token on, x_norm and x_norm_i8 are undefined on the device and 0 here.
+
+    `given` may hold x_norm and indices of a device: what follows them is then computed from those.
 
     Raises GoldenInputError for a wrong shape or dtype, more ids than experts and, in a hash layer, for a
     token id outside the table (active or not), an expert id outside 0..N-1, or one that an active token's row
@@ -129,12 +134,13 @@ def gate(
     x = x_mixed.float().masked_fill(row >= _normed_rows(active, t), 0.0)
     sum_squares = row_sum(x * x)
     inv_rms = _inverse_rms(sum_squares, d, rms_eps)
-    x_norm = _norm(x, inv_rms, norm_w.float())
+    x_norm = continued(given, "gate", "x_norm", _norm(x, inv_rms, norm_w.float()))
     x_norm_i8, scale = quantize_rows(x_norm.float())  # step 4
     logits = fp32_matmul(x_norm.float(), gate_w)  # step 5
     score = _score(logits)
     biased = score + gate_bias  # step 7: the bias selects, it never weighs
     chosen = _table_ids(tid2eid, input_ids, active, n) if hash_layer else _top_ids(biased, k)
+    chosen = continued(given, "gate", "indices", chosen)
     selected = score.gather(1, chosen.long())
     shares = _weights(selected, routed_scaling)
 

@@ -7,6 +7,7 @@ the same name in the `goldens` module of that name.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -147,14 +148,20 @@ class Op:
                 tensors[spec.name] = spec.replace(init=chosen.overrides.get(spec.name, spec.init))
         return DrawContext(self.name, chosen.name, seed, self.config, self.deployment, tensors, scalars)
 
-    def golden(self, inputs: Inputs, taps: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Every out and inout tensor, by name. `taps`, if given, receives the named intermediates.
+    def golden(
+        self, inputs: Inputs, taps: dict[str, Tensor] | None = None, given: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Every out and inout tensor, by name. `taps` receives the named intermediates.
 
-        Raises SpecError if `inputs` does not fit the signature, GoldenInputError for values out of contract.
+        `given` holds stages of a device that the golden goes on from instead of its own. Raises SpecError if `inputs`
+        does not fit the signature or the golden cannot be continued, GoldenInputError for values out of contract.
         """
         self.check_inputs(inputs)
-        module = self._golden_module()
-        outputs: dict[str, Tensor] = getattr(module, self.name)(**inputs, **self.parameters, taps=taps)
+        golden = getattr(self._golden_module(), self.name)
+        extra: dict[str, Any] = {"given": given} if given else {}
+        if given and "given" not in inspect.signature(golden).parameters:
+            raise SpecError(f"the golden of {self.name} cannot be continued from {', '.join(given)}")
+        outputs: dict[str, Tensor] = golden(**inputs, **self.parameters, taps=taps, **extra)
         return outputs
 
     def valid(self, inputs: Inputs) -> Masks:

@@ -213,7 +213,7 @@ def test_rejects_writes_to_a_plain_input():
     plain = gm(A.clone(), "x")
     plain.storage.readonly = True
     with kernel():
-        with rejects("write to the plain input x: annotate it pl.Out or pl.InOut"):
+        with rejects("write to the plain input x: declare it pl.Out or pl.InOut"):
             pl.assemble(plain, tile(A), [0, 0])
         with rejects("write to the plain input x"):
             pl.write(plain, [0, 0], 1.0)

@@ -22,6 +22,7 @@ from golden_testing import (
     run,
 )  # fmt: skip
 
+from goldens import gate
 from goldens.errors import GoldenInputError
 
 SCALING = 1.5
@@ -305,3 +306,30 @@ def test_rejects_more_ids_than_experts_and_scalars_that_are_none():
         run("gate", gate_inputs(), layer_id=1.5)
     with pytest.raises(GoldenInputError, match="gate: num_tokens is None, expected an int"):
         run("gate", gate_inputs(), num_tokens=None)
+
+
+def test_goes_on_from_the_norm_of_a_device():
+    """Codes, scores and weights follow the given rows; the norm itself is returned as given."""
+    tensors, parameters = gate_inputs(0, layer_id=10)
+    plain = run("gate", (tensors, parameters))
+    shifted = plain["x_norm"].clone()
+    shifted[0, :8] *= 2
+    found = gate.gate(**tensors, **parameters, given={"x_norm": shifted})
+    assert_same_bits(found["x_norm"], shifted)
+    assert not torch.equal(found["weights"][0], plain["weights"][0])
+    assert_same_bits(found["weights"][1:], plain["weights"][1:])
+
+
+def test_goes_on_from_the_ids_of_a_device():
+    tensors, parameters = gate_inputs(0, layer_id=10)
+    plain = run("gate", (tensors, parameters))
+    turned = plain["indices"].flip(1)
+    found = gate.gate(**tensors, **parameters, given={"indices": turned})
+    assert torch.equal(found["indices"], turned)
+    assert torch.allclose(found["weights"], plain["weights"].flip(1), rtol=1e-6, atol=0)
+
+
+def test_rejects_a_given_stage_of_another_dtype():
+    tensors, parameters = gate_inputs(0)
+    with pytest.raises(GoldenInputError, match="given x_norm has dtype float32"):
+        gate.gate(**tensors, **parameters, given={"x_norm": tensors["x_mixed"].float()})

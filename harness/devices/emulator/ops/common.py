@@ -240,12 +240,6 @@ def apply(
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def check_writable(storage: Storage) -> None:
-    """Raise for a plain input of the entry: the host never sees what a kernel writes there (1.2)."""
-    if storage.readonly:
-        raise fault(f"write to the plain input {storage.name}: annotate it pl.Out or pl.InOut")
-
-
 def put(storage: Storage, target: Torch, where: Torch | None, data: Torch, taint: Torch | None) -> None:
     """Copy `data` into the view `target` of `storage`; `where` is the same view of its taint, if there is one."""
     target.copy_(data)

@@ -13,7 +13,7 @@ from harness.devices.emulator.dtypes import BF16, BOOL, FP16, FP32, INDEX, INT8,
 from harness.devices.emulator.enums import AtomicType, MemorySpace
 from harness.devices.emulator.machine import fault, machine
 from harness.devices.emulator.ops import rounding_rules
-from harness.devices.emulator.ops.common import box, check_space, check_writable, gm_copy, put
+from harness.devices.emulator.ops.common import box, check_space, gm_copy, put
 from harness.devices.emulator.optable import ANY, op
 from harness.devices.emulator.values import (
     Scalar,
@@ -181,13 +181,18 @@ def write_window(
     target: Tensor | Tile, offsets: Sequence[int], source: Tile | Tensor, name: str, *, atomic: bool = False
 ) -> None:
     """The source's valid region into the target at `offsets`, in place."""
-    check_writable(target.storage)
     rank = len(target.shape)
     valid = source.valid if isinstance(source, Tile) else source.shape
     shape = _aligned(valid, rank, name)
     if math.prod(shape) == 0:
         return
     target.check_window(offsets, shape, name)
+    window: View = target.window(offsets, shape) if isinstance(target, Tensor) else target.window(offsets, shape, shape)
+    # Before anything is looked at: in orchestration these wait for the tasks that produce or use the memory.
+    if isinstance(source, Tensor):
+        touch(source, write=False)
+    if isinstance(target, Tensor):
+        touch(window, write=True, atomic=atomic)
     box_data = source.valid_data if isinstance(source, Tile) else source.data
     data = converted(source, target.dtype, box_data, name).reshape(shape)
     taint = source.valid_taint if isinstance(source, Tile) else source.taint
@@ -195,15 +200,11 @@ def write_window(
         taint = taint.reshape(shape) if bool(taint.any()) else None
     if taint is not None and target.storage.taint is None:
         target.storage.need_taint()
-    window: View = target.window(offsets, shape) if isinstance(target, Tensor) else target.window(offsets, shape, shape)
     if source.storage is target.storage:
         data = data.clone()
         taint = None if taint is None else taint.clone()
     where = window.taint
-    if isinstance(source, Tensor):
-        touch(source, write=False)
     if isinstance(target, Tensor):
-        touch(window, write=True, atomic=atomic)
         machine().count("gm_write_bytes", data.numel() * target.dtype.nbytes)
         if isinstance(source, Tile) and source.space == "Acc" and (shape[-1] > 4095 or math.prod(shape[:-1]) > 8192):
             machine().lint("GG107", f"pl.{name}: an accumulator of {list(shape)} leaves L0C")
@@ -332,7 +333,6 @@ def read(x: Tensor | Tile, index: object) -> Scalar | int | bool:
 def write(x: Tensor | Tile, index: object, value: Scalar | int | float | bool) -> Tensor | Tile:
     """One element, in place; the value's dtype must equal the element's (3.3). An integer literal is INDEX."""
     view, position = _cell(x, index, "write")
-    check_writable(view.storage)
     if not isinstance(value, (int, float, Scalar)):
         raise fault(f"pl.write: the value must be a scalar, not {describe(value)}")
     given = scalar_dtype(value)

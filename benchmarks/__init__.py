@@ -1,0 +1,1 @@
+"""Timings, not tests: `python -m benchmarks`. Ratios are measured in one run."""
