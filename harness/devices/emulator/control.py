@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from harness.devices.emulator import regions, scalars
@@ -9,7 +10,8 @@ from harness.devices.emulator.dtypes import DType
 from harness.devices.emulator.machine import fault, machine
 from harness.devices.emulator.optable import ANY, KERNEL, ORCHESTRATION, op
 from harness.devices.emulator.tasks import Task
-from harness.devices.emulator.values import Tensor, describe
+from harness.devices.emulator.values import Tensor, as_int, as_ints, describe
+from harness.devices.emulator.world import Window, WindowBuffer, World
 
 
 @op("tile.get_block_idx", "get_block_idx", where=KERNEL)
@@ -85,3 +87,44 @@ def task_dummy(*, deps: Any = None) -> regions.TaskId:
 
 
 op("system.syncall", where=KERNEL)(regions.syncall)
+
+
+@op("pld.world_size", where=ORCHESTRATION)
+def world_size() -> int:
+    """The number of ranks, in a host program (4.1)."""
+    return _host("world_size").size
+
+
+@op("pld.alloc_window_buffer", where=ORCHESTRATION)
+def alloc_window_buffer(size: Any, *, name: str = "", dtype: Any = None) -> WindowBuffer:
+    """Zero-filled memory on every rank: `(nbytes)`, or `(shape, dtype=…)` (4.1)."""
+    world = _host("alloc_window_buffer")
+    if isinstance(size, (list, tuple)):
+        if not isinstance(dtype, DType):
+            raise fault("pld.alloc_window_buffer(shape) needs dtype=")
+        count = math.prod(as_ints(size, "window shape")) * dtype.nbytes
+    else:
+        count = as_int(size, "window size")
+    if count <= 0:
+        raise fault(f"pld.alloc_window_buffer of {count} bytes")
+    world.buffers += 1
+    return WindowBuffer(name or f"window {world.buffers}", count, world.size)
+
+
+@op("pld.window", where=ORCHESTRATION)
+def window(buffer: Any, shape: Any, *, dtype: Any) -> Window:
+    """A typed symmetric view of a window buffer (4.1)."""
+    _host("window")
+    if not isinstance(buffer, WindowBuffer):
+        raise fault(f"pld.window needs a window buffer, not {describe(buffer)}")
+    extents = as_ints(shape, "window shape")
+    if not isinstance(dtype, DType) or math.prod(extents) * dtype.nbytes > buffer.nbytes:
+        raise fault(f"a window {list(extents)} {dtype} does not fit a buffer of {buffer.nbytes} bytes")
+    return Window(buffer, extents, dtype)
+
+
+def _host(name: str) -> World:
+    run = machine()
+    if run.world is None or run is not run.world.host:
+        raise fault(f"pld.{name} belongs to a host program (@pl.jit.host)")
+    return run.world

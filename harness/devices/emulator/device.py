@@ -84,29 +84,39 @@ def execute(
     dimensions of the tensors given, and start undefined; inout tensors start as copies."""
     machine = Machine(schedule=Schedule(schedule), files=set(files), order=Order() if checks else None)
     start = time.perf_counter()
-    with running(machine), _one_thread():
-        arguments = _arguments(entry, inputs)
-        try:
-            entry.compiled.run(*arguments.values())
-            machine.tasks.drain()
-        except (KernelFault, KernelRefused):
-            raise
-        except Exception as error:
-            raise _as_fault(error, machine) from error
-        outputs: dict[str, torch.Tensor] = {}
-        undefined: dict[str, torch.Tensor | None] = {}
-        for parameter in entry.parameters:
-            if isinstance(parameter.type, TensorType) and parameter.type.direction != "in":
-                value = arguments[parameter.name]
-                outputs[parameter.name] = value.data
-                taint = value.taint
-                undefined[parameter.name] = None if taint is None or not bool(taint.any()) else taint != 0
-    seconds = time.perf_counter() - start
+    with running(machine), one_thread(), faults_at_their_line(machine):
+        arguments = bind(entry, inputs)
+        entry.compiled.run(*arguments.values())
+        machine.tasks.drain()
+        return outcome(entry, arguments, machine, time.perf_counter() - start)
+
+
+def outcome(entry: KernelFunction, arguments: Mapping[str, Any], machine: Machine, seconds: float) -> DeviceRun:
+    """What the entry left in its out and inout tensors, and what was found on the way."""
+    outputs: dict[str, torch.Tensor] = {}
+    undefined: dict[str, torch.Tensor | None] = {}
+    for parameter in entry.parameters:
+        if isinstance(parameter.type, TensorType) and parameter.type.direction != "in":
+            value = arguments[parameter.name]
+            outputs[parameter.name] = value.data
+            taint = value.taint
+            undefined[parameter.name] = None if taint is None or not bool(taint.any()) else taint != 0
     return DeviceRun(outputs, undefined, machine.findings, dict(machine.counters), seconds)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def faults_at_their_line(machine: Machine) -> Iterator[None]:
+    """An error of an op (a wrong argument, an unsupported form) becomes a fault at the kernel line that called it."""
+    try:
+        yield
+    except (KernelFault, KernelRefused):
+        raise
+    except Exception as error:
+        raise _as_fault(error, machine) from error
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
     """Tiles are small: waking a second thread for each of them costs more than it computes (measured: 1 s against 4 s
     for a prefill hc_pre on two busy cores). Several runs side by side use the other cores."""
     threads = torch.get_num_threads()
@@ -129,7 +139,8 @@ def check_tensors(entry: KernelFunction, inputs: Mapping[str, Any]) -> dict[str,
     return dims
 
 
-def _arguments(entry: KernelFunction, inputs: Mapping[str, torch.Tensor | int | float]) -> dict[str, Any]:
+def bind(entry: KernelFunction, inputs: Mapping[str, torch.Tensor | int | float]) -> dict[str, Any]:
+    """The values of an entry's parameters, by name, inside a run. Raises KernelRefused for what does not fit."""
     dims = check_tensors(entry, inputs)
     arguments: dict[str, Any] = {}
     for parameter in entry.parameters:

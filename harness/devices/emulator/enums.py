@@ -70,3 +70,17 @@ class FunctionType(Enum):
     AIC = "aic"
     AIV = "aiv"
     Group = "group"
+
+
+class NotifyOp(IntEnum):
+    AtomicAdd = 0
+    Set = 1
+
+
+class WaitCmp(IntEnum):
+    Eq = 0
+    Ge = 1
+
+
+class ReduceOp(IntEnum):
+    Sum = 0

@@ -201,7 +201,10 @@ class Expressions:
         left, right = self.expr(node.left), self.expr(node.right)
         if isinstance(left, ast.Constant) and isinstance(right, ast.Constant):
             return self._fold(node, entry[1], left.value, right.value)
-        return self.rt(entry[0], left, right)
+        name = entry[0]
+        if self.function.kind == "host" and name in ("floordiv", "mod"):
+            name = f"host_{name}"  # host programs are emitted as Python
+        return self.rt(name, left, right)
 
     def _unaryop(self, node: ast.UnaryOp) -> ast.expr:
         operand = self.expr(node.operand)

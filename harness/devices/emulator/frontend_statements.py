@@ -72,6 +72,8 @@ class Statements:
             if isinstance(node, ast.Return) and self.function.kind == "inline" and node is not statements[-1]:
                 self.refuse(node, "an inline has one return, as its last statement")
         translated = self.block(statements)
+        parameters = {p.name for p in self.function.parameters}
+        translated[:0] = unassigned(self.expressions.locals - parameters, self.function.tree)
         if self.writebacks and not (statements and isinstance(statements[-1], ast.Return)):
             translated.append(self._returning(None, statements[-1]))
         return translated
@@ -188,6 +190,8 @@ class Statements:
     def _sub_call(
         self, node: ast.stmt, names: list[str], target: KernelFunction, call: ast.Call
     ) -> list[ast.stmt]:
+        if self.function.kind == "host" and target.kind == "entry":
+            return self._child(node, names, target, call)
         if target.kind in ("entry", "host"):
             self.refuse(node, f"{target.name} is an entry (@pl.jit) and cannot be called from a kernel")
         if target is self.function:
@@ -217,6 +221,19 @@ class Statements:
             return [ast.Assign(targets=[value_target], value=new_call)]
         pair = ast.Tuple(elts=[value_target, _names_store(carried, True)], ctx=ast.Store())
         return [ast.Assign(targets=[pair], value=new_call)]
+
+    def _child(self, node: ast.stmt, names: list[str], target: KernelFunction, call: ast.Call) -> list[ast.stmt]:
+        """`child(x[r], out[r], window, r, device=r)` in a host program: submit the child to rank r (4.5)."""
+        device = [k.value for k in call.keywords if k.arg == "device"]
+        if not device:
+            self.refuse(node, f"the call of {target.name} needs device=")
+        plain = ast.Call(func=call.func, args=call.args, keywords=[k for k in call.keywords if k.arg != "device"])
+        arguments = [self.expressions.expr(a) for a in self._bind_arguments(node, target, plain)]
+        run = self.expressions.rt("child", _global_ref(call.func), self.expressions.expr(device[0]), *arguments)
+        self.bind(*names)
+        if not names:
+            return [ast.Expr(value=run)]
+        return [ast.Assign(targets=[_names_store(names, len(names) > 1)], value=run)]
 
     def _bind_arguments(self, node: ast.stmt, target: KernelFunction, call: ast.Call) -> list[ast.expr]:
         """Arguments in parameter order; keywords become positional."""
@@ -479,7 +496,8 @@ class Statements:
         outputs = [n for n in keep if n in self.bound]
         self.expressions.bound = before | set(outputs)
         read |= {n for n in outputs if n in before}  # a kept name may be assigned on some path only
-        translated[:0] = [self._unassigned(n, node) for n in outputs if n not in before]
+        own = stored_names(body) - read - {first or ""}
+        translated[:0] = unassigned(own, node)
         translated.append(ast.copy_location(ast.Return(value=_names_load(outputs)), node))
         names = sorted(read)
         name = f"gg_{kind}_{node.lineno}"
@@ -499,16 +517,20 @@ class Statements:
             definition.type_params = []
         return name, definition
 
-    def _unassigned(self, name: str, at: ast.stmt) -> ast.stmt:
-        """A kept name that a loop of zero iterations leaves without a value."""
-        value = ast.Attribute(value=ast.Name(id=runtime.ALIAS, ctx=ast.Load()), attr="UNASSIGNED", ctx=ast.Load())
-        return ast.copy_location(ast.Assign(targets=[ast.Name(id=name, ctx=ast.Store())], value=value), at)
-
     def _loaded_outside(self, node: ast.With) -> set[str]:
         """Names that the function reads anywhere but in the body of `node`."""
         inside = {id(n) for statement in node.body for n in ast.walk(statement)}
         loads = (n for n in ast.walk(self.function.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
         return {n.id for n in loads if id(n) not in inside} | set(self.writebacks)
+
+
+def unassigned(names: set[str], at: ast.AST) -> list[ast.stmt]:
+    """A loop of zero iterations leaves names without a value; Python must not trip over them where they are not used."""
+    if not names:
+        return []
+    value = ast.Attribute(value=ast.Name(id=runtime.ALIAS, ctx=ast.Load()), attr="UNASSIGNED", ctx=ast.Load())
+    targets: list[ast.expr] = [ast.Name(id=n, ctx=ast.Store()) for n in sorted(names)]
+    return [ast.copy_location(ast.Assign(targets=targets, value=value), at)]
 
 
 def stored_names(body: list[ast.stmt]) -> set[str]:

@@ -8,7 +8,6 @@ from typing import Any
 from harness.devices.emulator import annotations, dtypes, enums, ops
 from harness.devices.emulator import control as control  # registers its ops
 from harness.devices.emulator.functions import JitFamily
-from harness.devices.emulator.optable import OPS
 from harness.devices.emulator.runtime import CONSTRUCTS
 
 _TYPES = {
@@ -33,8 +32,16 @@ _ENUMS = {
 }
 
 
+_DISTRIBUTED = {
+    "DistributedTensor": annotations.DistributedTensor,
+    "NotifyOp": enums.NotifyOp,
+    "WaitCmp": enums.WaitCmp,
+    "ReduceOp": enums.ReduceOp,
+}
+
+
 def build() -> dict[str, ModuleType]:
-    """Fresh modules `pypto` and `pypto.language`, by name."""
+    """Fresh modules `pypto`, `pypto.language` and `pypto.language.distributed`, by name."""
     language = ModuleType("pypto.language", "The PyPTO tile DSL, executed by the Goldengate emulator.")
     language.__dict__["__goldengate_language__"] = True
     members: dict[str, Any] = {d.name: d for d in dtypes.ALL}
@@ -43,23 +50,28 @@ def build() -> dict[str, ModuleType]:
     members["jit"] = JitFamily()
     members |= _namespaces()
     language.__dict__.update(members)
+    language.__path__ = []
+    ranks = ModuleType("pypto.language.distributed", "Ranks, windows and signals, executed by the Goldengate emulator.")
+    ranks.__dict__["__goldengate_language__"] = True
+    ranks.__dict__.update(_DISTRIBUTED | members["pld"].__dict__)
+    language.__dict__.pop("pld")
+    language.__dict__["distributed"] = ranks
     parent = ModuleType("pypto")
     parent.__dict__["language"] = language
     parent.__path__ = []
-    return {"pypto": parent, "pypto.language": language}
+    return {"pypto": parent, "pypto.language": language, "pypto.language.distributed": ranks}
 
 
 def _namespaces() -> dict[str, Any]:
-    """Operations by name; dotted ones in a namespace each: tensor, tile, array, system, prefetch."""
-    assert ops is not None  # importing it filled the table
-    members: dict[str, Any] = {}
-    groups: dict[str, SimpleNamespace] = {}
-    for name, entry in OPS.items():
-        head, _, tail = name.partition(".")
-        if tail:
-            setattr(groups.setdefault(head, SimpleNamespace()), tail, entry.run)
-        else:
-            members[name] = entry.run
-    if "tile" in groups:
-        groups["tile"].MaskPattern = enums.MaskPattern
-    return members | groups
+    """Operations by name; dotted ones in namespaces: tensor, tile, array, system, prefetch, and those below pld."""
+    root = SimpleNamespace()
+    for name, run in ops.namespace().items():
+        *path, last = name.split(".")
+        place = root
+        for part in path:
+            if not hasattr(place, part):
+                setattr(place, part, SimpleNamespace())
+            place = getattr(place, part)
+        setattr(place, last, run)
+    root.tile.MaskPattern = enums.MaskPattern
+    return dict(vars(root))

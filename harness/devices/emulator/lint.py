@@ -33,7 +33,6 @@ _RULES = (
     Rule("GG207", "an INT32 compare ignores cmp_type on A2/A3", "3.5", "error"),
     Rule("GG208", "valid regions of the operands differ", "3.1", "error"),
     Rule("GG209", "the stored dtype differs from the target's", "3.3", "error"),
-    Rule("GG210", "FP16 sort: the record layout is not modelled by the type system", "3.11", "error"),
     Rule("GG301", "integer division or remainder of a negative operand truncates", "1.6", "warning"),
     Rule("GG302", "an inline rebinds a parameter below its top level: the caller's variable changes", "1.4",
          "warning"),
@@ -44,6 +43,7 @@ _RULES = (
     Rule("GG402", "two tasks touch the same element and nothing orders them", "2.3", "error"),
     Rule("GG403", "a task overwrites what an unordered earlier task reads", "2.3", "warning"),
     Rule("GG404", "two ranks touch the same element and nothing orders them", "4.4", "error"),
+    Rule("GG411", "the signal of a collective is used again in one dispatch", "4.2", "warning"),
 )  # fmt: skip
 
 RULES = {rule.code: rule for rule in _RULES}

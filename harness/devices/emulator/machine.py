@@ -69,6 +69,7 @@ class Machine:
     findings: list[Finding] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
     scopes: list[Scope] = field(default_factory=list)
+    collectives: dict[int, int] = field(default_factory=dict)  # signal -> uses in this run
     _origins: list[str] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict)
     _seen: set[tuple[str, str, int]] = field(default_factory=set)

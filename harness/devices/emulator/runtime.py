@@ -11,40 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.devices.emulator import enums
+from harness.devices.emulator.annotations import ScalarType, TensorType
 from harness.devices.emulator.effects import parameter_effects
-from harness.devices.emulator.functions import KernelFunction
+from harness.devices.emulator.functions import KernelFunction, Parameter
 from harness.devices.emulator.machine import Machine, Region, fault, machine
 from harness.devices.emulator.ops.subscript import subscript_load, subscript_store
 from harness.devices.emulator.regions import TaskId, at, inside, spmd, split_aiv, submit
 from harness.devices.emulator.scalars import (  # rewritten code calls these as runtime.<name>
-    add,
-    and_,
-    eq,
-    floordiv,
-    ge,
-    gt,
-    invert,
-    le,
-    lshift,
-    lt,
-    mod,
-    mul,
-    ne,
-    neg,
-    not_,
-    or_,
-    rshift,
-    sub,
-    truediv,
-    truth,
+    add, and_, eq, floordiv, ge, gt, host_floordiv, host_mod, invert, le, lshift, lt, make, mod, mul, ne, neg,
+    not_, or_, rshift, sub, truediv, truth,
 )  # fmt: skip
 from harness.devices.emulator.tasks import Task
-from harness.devices.emulator.values import Array, View, as_int, describe
+from harness.devices.emulator.values import Array, Scalar, Tensor, View, as_int, describe
+from harness.devices.emulator.world import Window
 
 ALIAS = "__goldengate_runtime__"  # the name of this module in the globals of a kernel file
 ENUMS = (
     enums.Level, enums.MemorySpace, enums.ScopeMode, enums.SplitMode, enums.AtomicType, enums.PadValue,
-    enums.MaskPattern, enums.TensorLayout, enums.FunctionType,
+    enums.MaskPattern, enums.TensorLayout, enums.FunctionType, enums.NotifyOp, enums.WaitCmp, enums.ReduceOp,
 )  # fmt: skip
 slice_ = slice
 
@@ -201,6 +185,39 @@ def _directed(function: KernelFunction, arguments: tuple[Any, ...]) -> tuple[lis
     return [a for p, a in pairs if p.name in effects.reads], [a for p, a in pairs if p.name in effects.writes]
 
 
+def child(function: KernelFunction, device: Any, *arguments: Any) -> Any:
+    """Submit an entry to a rank (4.5). Its results are the arguments that it writes."""
+    run = machine()
+    world = run.world
+    if world is None or run is not world.host:
+        raise fault(f"{function.name} is called with device= outside a host program")
+    rank = as_int(device, "device=")
+    values = [_for_rank(p, a, rank) for p, a in zip(function.parameters, arguments, strict=True)]
+    written = []
+    for parameter, value, argument in zip(function.parameters, values, arguments, strict=True):
+        if isinstance(parameter.type, TensorType) and parameter.type.direction != "in":
+            written.append(argument)
+        if isinstance(value, Tensor) and isinstance(parameter.type, TensorType) and parameter.type.kind == "tensor":
+            world.transfer(value, value.name, rank, parameter.type.direction)
+    world.host.count("dispatches")
+    world.dispatch(rank, lambda: function.compiled.run(*values))
+    return written[0] if len(written) == 1 else tuple(written)
+
+
+def _for_rank(parameter: Parameter, argument: Any, rank: int) -> Any:
+    """An argument as the child sees it: its own copy of a window, a typed runtime scalar, a tensor as it is."""
+    if isinstance(argument, Window):
+        return argument.on(rank)
+    if isinstance(parameter.type, ScalarType):
+        if not isinstance(argument, (int, float, Scalar)):
+            raise fault(f"{parameter.name} is a scalar, not {describe(argument)}")
+        value = argument.value if isinstance(argument, Scalar) else argument
+        return value if isinstance(value, bool) else make(value, parameter.type.dtype)
+    if isinstance(parameter.type, TensorType) and not isinstance(argument, Tensor):
+        raise fault(f"{parameter.name} is a tensor, not {describe(argument)}")
+    return argument
+
+
 # -- subscripts -------------------------------------------------------------------------------------
 
 
@@ -242,7 +259,7 @@ def extent(value: Any, axis: int) -> int:
 
 __all__ = [
     "ALIAS", "CONSTRUCTS", "ENUMS", "UNASSIGNED", "Construct", "TaskId", "add", "and_", "at", "call", "cluster", "eq",
-    "extent", "floordiv", "ge", "gt", "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg",
+    "extent", "floordiv", "ge", "gt", "host_floordiv", "host_mod", "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg",
     "not_", "or_", "parallel_", "pipeline_", "range_", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
     "spmd", "sub", "truediv", "truth", "unroll_",
 ]  # fmt: skip

@@ -76,7 +76,7 @@ def _quotient(a: int, b: int) -> int:
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
-def _integers(symbol: str, a: Any, b: Any) -> tuple[int, int, DType]:
+def _integers(symbol: str, a: Any, b: Any, *, host: bool = False) -> tuple[int, int, DType]:
     dtype = _common(symbol, a, b)
     if dtype.is_float:
         raise fault(f"infix {symbol} is for integers")
@@ -84,7 +84,7 @@ def _integers(symbol: str, a: Any, b: Any) -> tuple[int, int, DType]:
     if symbol in ("//", "%", "/"):
         if y == 0:
             raise fault(f"integer division by zero: {x} {symbol} 0")
-        if x < 0 or y < 0:
+        if (x < 0 or y < 0) and not host:
             machine().lint("GG301", f"{x} {symbol} {y} truncates toward zero on the device")
     return x, y, dtype
 
@@ -101,6 +101,18 @@ def mod(a: Any, b: Any) -> Any:
         return a % b
     x, y, dtype = _integers("%", a, b)
     return make(x - _quotient(x, y) * y, dtype)
+
+
+def host_floordiv(a: Any, b: Any) -> Any:
+    """`//` in a host program, which is emitted as Python: it floors (1.6)."""
+    x, y, dtype = _integers("//", a, b, host=True)
+    return make(x // y, dtype)
+
+
+def host_mod(a: Any, b: Any) -> Any:
+    """`%` in a host program (1.6)."""
+    x, y, dtype = _integers("%", a, b, host=True)
+    return make(x % y, dtype)
 
 
 def truediv(a: Any, b: Any) -> Any:
@@ -189,6 +201,6 @@ def _no_logic_in_orchestration(word: str) -> None:
 
 
 __all__ = [
-    "Number", "add", "and_", "eq", "floordiv", "ge", "gt", "invert", "le", "lshift", "lt", "make", "mod",
+    "Number", "add", "and_", "eq", "floordiv", "ge", "gt", "host_floordiv", "host_mod", "invert", "le", "lshift", "lt", "make", "mod",
     "mul", "ne", "neg", "not_", "or_", "rshift", "sub", "truediv", "truth", "wrap",
 ]  # fmt: skip

@@ -57,6 +57,8 @@ class Window:
     def on(self, rank: int) -> WindowTensor:
         """The rank's own copy, from which the others are reached."""
         ranks = self.buffer.storages(self.dtype)
+        if not 0 <= rank < len(ranks):
+            raise fault(f"device={rank}: the world has ranks 0..{len(ranks) - 1}")
         return WindowTensor(ranks, rank, self.dtype, self.shape, row_major(self.shape), 0)
 
 

@@ -12,6 +12,7 @@ from harness.devices.emulator.ops import (
     compare,
     create,
     cube,
+    distributed,
     elementwise,
     expand,
     gather,
@@ -27,7 +28,7 @@ from harness.devices.emulator.ops import (
 from harness.devices.emulator.optable import OPS
 
 __all__ = [
-    "absent", "bitwise", "cast", "compare", "create", "cube", "elementwise", "expand", "gather", "memory", "minmax",
+    "absent", "bitwise", "cast", "compare", "create", "cube", "distributed", "elementwise", "expand", "gather", "memory", "minmax",
     "namespace", "prefetch", "reduce", "scatter", "shape", "sort", "subscript",
 ]  # fmt: skip
 

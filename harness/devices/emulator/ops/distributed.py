@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from enum import IntEnum
 
 
 import torch
 
 from harness.devices.emulator.dtypes import INT32
-from harness.devices.emulator.enums import AtomicType
+from harness.devices.emulator.enums import AtomicType, NotifyOp, ReduceOp, WaitCmp
 from harness.devices.emulator.fibers import Wait, offer, wait
 from harness.devices.emulator.machine import fault, machine
 from harness.devices.emulator.ops.common import check_space, gm_copy
@@ -17,20 +16,6 @@ from harness.devices.emulator.ops.memory import load_window, write_window
 from harness.devices.emulator.optable import ANY, KERNEL, op
 from harness.devices.emulator.values import Scalar, Tensor, Tile, as_int, as_ints, describe
 from harness.devices.emulator.world import Gathering, WindowTensor, World
-
-
-class NotifyOp(IntEnum):
-    AtomicAdd = 0
-    Set = 1
-
-
-class WaitCmp(IntEnum):
-    Eq = 0
-    Ge = 1
-
-
-class ReduceOp(IntEnum):
-    Sum = 0
 
 
 def _window(value: object, name: str) -> WindowTensor:
