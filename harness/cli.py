@@ -1,4 +1,4 @@
-"""The command `goldengate`: verify, list, golden.
+"""The command `goldengate`: verify, list, golden, run-file.
 
 Exit codes: 0 all verified and passed, 1 something failed, 2 bad input or usage (one line on stderr), 3 nothing
 failed but something is unverified, 4 an error of goldengate itself (with a traceback).
@@ -21,6 +21,7 @@ from harness.devices import get_device
 from harness.devices.base import KernelRefused
 from harness.errors import UsageError
 from harness.execute import execute
+from harness.foreign import command as run_file
 from harness.run import Run
 from harness.selection import Selection, expand, kernel_file, numbers
 from harness.tolerances import DEFAULT_PATH, load_tolerances
@@ -87,6 +88,8 @@ def _parser() -> _Parser:
     golden.add_argument("ops", nargs="+", metavar="OP")
     _add_configuration(golden, many=False)
     golden.add_argument("--save", metavar="DIR", help="write inputs and outputs as a snapshot below DIR")
+
+    run_file.add_arguments(commands.add_parser("run-file", help="run a kernel script unmodified on the emulator"))
     return parser
 
 

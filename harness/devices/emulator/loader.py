@@ -5,16 +5,15 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tokenize
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from harness.devices.base import KernelRefused
-from harness.devices.emulator import language
 from harness.devices.emulator.functions import KernelFunction
+from harness.devices.emulator.process import user_place, user_process
 
 _SIZES = Path(__file__).parents[3] / "kernels" / "sizes.py"
 
@@ -22,29 +21,30 @@ _SIZES = Path(__file__).parents[3] / "kernels" / "sizes.py"
 def load_functions(path: Path, sizes: Mapping[str, Any], tile_set: str | None) -> dict[str, KernelFunction]:
     """The decorated functions of a kernel file, by name, for one configuration.
 
-    Raises KernelRefused (file, line, reason) for a syntax error, for an error while the module is executed, and for
-    everything that the front end refuses in any of its functions.
+    The file may be a whole script: modules beside it are found, `golden` is answered by Goldengate, its command line
+    is empty, and its `__name__` is not `__main__`. Raises KernelRefused (file, line, reason) for a syntax error, for
+    an error while the module is executed, and for everything that the front end refuses in any of its functions.
     """
     path = path.resolve()
     try:
         with tokenize.open(path) as file:
             text = file.read()
-        code = compile(text, str(path), "exec")
+        code = compile(text, str(path), "exec", dont_inherit=True)
     except SyntaxError as error:
         raise KernelRefused(str(path), error.lineno or 0, f"syntax error: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise KernelRefused(str(path), 0, f"cannot be read: {error}") from error
-    module = ModuleType(path.stem)
+    shadowing = path.stem in sys.stdlib_module_names  # such a file must not stand for Python's own module
+    module = ModuleType(f"kernel_{path.stem}" if shadowing else path.stem)
     module.__file__ = str(path)
-    with _bound_modules(_sizes_module(sizes, tile_set)):
+    modules = _modules(_sizes_module(sizes, tile_set))
+    with user_process(path, [str(path)], modules | {module.__name__: module}, [_KernelImports()]):
         try:
             exec(code, module.__dict__)
         except KernelRefused:
             raise
-        except Exception as error:
-            raise KernelRefused(
-                str(path), _line_in(error, str(path)), f"{type(error).__name__}: {error}"
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise KernelRefused(*user_place(error, path), f"{type(error).__name__}: {error}") from error
     functions = {
         n: f for n, f in module.__dict__.items() if isinstance(f, KernelFunction) and f.file == str(path)
     }
@@ -71,17 +71,6 @@ def _sizes_module(sizes: Mapping[str, Any], tile_set: str | None) -> ModuleType:
     return module
 
 
-def _line_in(error: BaseException, path: str) -> int:
-    """The line of the innermost frame of `path` in the traceback of an error."""
-    line = 0
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
-
-
 class _KernelImports:
     """Import hook: `kernels.<op>` is executed anew while a kernel file loads, so that it sees this configuration."""
 
@@ -92,26 +81,11 @@ class _KernelImports:
         return importlib.util.spec_from_file_location(name, file) if file.is_file() else None
 
 
-@contextmanager
-def _bound_modules(sizes: ModuleType) -> Iterator[None]:
-    """Bind the emulator's modules in sys.modules for the duration of a load, then put back what was there."""
+def _modules(sizes: ModuleType) -> dict[str, ModuleType]:
+    """What a kernel file may import, by name, beside what Python finds."""
+    from harness.foreign import modules  # it runs kernels and so imports this module
 
-    def ours(name: str) -> bool:
-        return name.split(".")[0] in ("pypto", "kernels")
-
-    saved = {n: m for n, m in sys.modules.items() if ours(n)}
-    for name in saved:
-        del sys.modules[name]
     package = ModuleType("kernels")
     package.__path__ = [str(_SIZES.parent)]
     package.__dict__["sizes"] = sizes
-    sys.modules.update({**language.build(), "kernels": package, "kernels.sizes": sizes})
-    hook = _KernelImports()
-    sys.meta_path.insert(0, hook)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(hook)  # type: ignore[arg-type]
-        for name in [n for n in sys.modules if ours(n)]:
-            del sys.modules[name]
-        sys.modules.update(saved)
+    return {**modules.build(), "kernels": package, "kernels.sizes": sizes}
