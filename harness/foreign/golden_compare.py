@@ -83,7 +83,7 @@ def _ratio_allclose(
     worst = int(difference.argmax())
     flat = difference.flatten()
     lines = [
-        f"{count} of {total} points exceed the tolerance (ratio {count / total:.6f}, allowed {ratio:g} = {limit} points)",
+        f"{count} of {total} points are bad (ratio {count / total:.6f}, allowed {ratio:g}, {limit} points)",
         f"atol={atol:g} rtol={rtol:g}; largest difference {flat[worst].item():.6g} at {worst}, "
         f"tolerance there {tolerance.expand_as(difference).flatten()[worst].item():.6g}",
     ]
@@ -152,9 +152,10 @@ def ratio_reldiff(
     valid_axis: int = 0,
     zero_tail: bool = False,
 ) -> Comparator:
-    """Passes when at most round(pct_thd · N) points have r > diff_thd and the worst of them is below max_diff_hd (12.2).
+    """Passes when at most round(pct_thd · N) points have r > diff_thd and the worst is below max_diff_hd (12.2, 12.5).
 
-    Every point with |a − e| < diff_thd is good. Raises ValueError for a parameter out of range.
+    r is `relative_difference`, so every point with |a − e| < diff_thd is good. Raises ValueError for a parameter
+    out of range.
     """
     if diff_thd <= 0:
         raise ValueError(f"diff_thd must be positive, got {diff_thd}")

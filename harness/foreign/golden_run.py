@@ -31,21 +31,21 @@ from harness.foreign.session import RunResult, is_strict, note, record
 Golden = Callable[[dict[str, Any]], Any]
 _LOG_LEVELS = ("debug", *(f"v{n}" for n in range(10)), "info", "warn", "error", "null")
 _DIAGNOSTICS = (
-    "enable_l2_swimlane enable_dump_tensor enable_pmu enable_dep_gen enable_scope_stats "  # July
-    "enable_chip_swimlane enable_dump_args"  # HEAD's names of the first two
-).split()
+    "enable_l2_swimlane", "enable_dump_tensor", "enable_pmu", "enable_dep_gen", "enable_scope_stats",
+    "enable_chip_swimlane", "enable_dump_args",
+)  # fmt: skip
 _EXECUTOR_OPTIONS = (
-    "platform device_id pto_isa_commit level block_dim aicpu_thread_num analyze_auto_scopes_for_deps".split()
-)
+    "platform", "device_id", "pto_isa_commit", "level", "block_dim", "aicpu_thread_num",
+    "analyze_auto_scopes_for_deps",
+)  # fmt: skip
 _COMPILE_OPTIONS = (
-    "dump_passes strategy diagnostic_phase disabled_diagnostics distributed_config analyze_auto_scopes_for_deps "
-    "memory_planner"
-).split()
-_JIT_OPTIONS = [*_COMPILE_OPTIONS, "save_kernels_dir", "compile_profiling"]
-_PROGRAM_OPTIONS = [
-    *_COMPILE_OPTIONS,
-    *"output_dir skip_ptoas profiling verification_level platform backend_type".split(),
-]
+    "dump_passes", "strategy", "diagnostic_phase", "disabled_diagnostics", "distributed_config",
+    "analyze_auto_scopes_for_deps", "memory_planner",
+)  # fmt: skip
+_JIT_OPTIONS = (*_COMPILE_OPTIONS, "save_kernels_dir", "compile_profiling")
+_PROGRAM_OPTIONS = (
+    *_COMPILE_OPTIONS, "output_dir", "skip_ptoas", "profiling", "verification_level", "platform", "backend_type",
+)  # fmt: skip
 
 
 class _Failed(Exception):

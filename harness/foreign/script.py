@@ -12,8 +12,8 @@ from types import CodeType, ModuleType
 import torch
 
 from harness.devices.base import KernelFault, KernelRefused, location
-from harness.devices.emulator.process import user_place, user_process
 from harness.devices.emulator.program import SCHEDULE
+from harness.devices.process import user_place, user_process
 from harness.errors import UsageError
 from harness.foreign import modules
 from harness.foreign.session import SESSION, Session, note

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tokenize
 from collections.abc import Mapping
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from harness.devices.base import KernelRefused
 from harness.devices.emulator.functions import KernelFunction
-from harness.devices.emulator.process import user_place, user_process
-
-_SIZES = Path(__file__).parents[3] / "kernels" / "sizes.py"
+from harness.devices.kernel_modules import KernelImports, kernel_modules
+from harness.devices.process import user_place, user_process
 
 
 def load_functions(path: Path, sizes: Mapping[str, Any], tile_set: str | None) -> dict[str, KernelFunction]:
@@ -25,6 +22,8 @@ def load_functions(path: Path, sizes: Mapping[str, Any], tile_set: str | None) -
     is empty, and its `__name__` is not `__main__`. Raises KernelRefused (file, line, reason) for a syntax error, for
     an error while the module is executed, and for everything that the front end refuses in any of its functions.
     """
+    from harness.foreign import modules as answered  # it runs kernels and so imports this module
+
     path = path.resolve()
     try:
         with tokenize.open(path) as file:
@@ -37,8 +36,8 @@ def load_functions(path: Path, sizes: Mapping[str, Any], tile_set: str | None) -
     shadowing = path.stem in sys.stdlib_module_names  # such a file must not stand for Python's own module
     module = ModuleType(f"kernel_{path.stem}" if shadowing else path.stem)
     module.__file__ = str(path)
-    modules = _modules(_sizes_module(sizes, tile_set))
-    with user_process(path, [str(path)], modules | {module.__name__: module}, [_KernelImports()]):
+    modules = answered.build() | kernel_modules(sizes, tile_set) | {module.__name__: module}
+    with user_process(path, [str(path)], modules, [KernelImports()]):
         try:
             exec(code, module.__dict__)
         except KernelRefused:
@@ -51,41 +50,3 @@ def load_functions(path: Path, sizes: Mapping[str, Any], tile_set: str | None) -
     for function in functions.values():
         function.compiled  # noqa: B018  refusals of every function, before anything runs
     return functions
-
-
-def _sizes_module(sizes: Mapping[str, Any], tile_set: str | None) -> ModuleType:
-    """A fresh `kernels.sizes` with the values of one configuration."""
-    spec = importlib.util.spec_from_file_location("kernels.sizes", _SIZES)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    unknown = sorted(set(sizes) - set(vars(module)))
-    if unknown:
-        raise ValueError(f"kernels/sizes.py has no {', '.join(unknown)}")
-    if tile_set is not None:
-        if tile_set not in module.TILE_SETS:
-            raise ValueError(f"unknown tile set {tile_set!r}; known: {', '.join(module.TILE_SETS)}")
-        module.__dict__["TILE_SET"] = tile_set
-    module.__dict__.update(sizes)
-    return module
-
-
-class _KernelImports:
-    """Import hook: `kernels.<op>` is executed anew while a kernel file loads, so that it sees this configuration."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if not name.startswith("kernels."):
-            return None
-        file = _SIZES.parent / f"{name.removeprefix('kernels.')}.py"
-        return importlib.util.spec_from_file_location(name, file) if file.is_file() else None
-
-
-def _modules(sizes: ModuleType) -> dict[str, ModuleType]:
-    """What a kernel file may import, by name, beside what Python finds."""
-    from harness.foreign import modules  # it runs kernels and so imports this module
-
-    package = ModuleType("kernels")
-    package.__path__ = [str(_SIZES.parent)]
-    package.__dict__["sizes"] = sizes
-    return {**modules.build(), "kernels": package, "kernels.sizes": sizes}

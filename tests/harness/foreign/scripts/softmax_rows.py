@@ -2,10 +2,9 @@
 
 import argparse
 
+import pypto.language as pl
 import torch
 from golden import TensorSpec, ratio_allclose, run_jit
-
-import pypto.language as pl
 
 ROWS = 64
 COLS = 128

@@ -104,4 +104,4 @@ def user_place(error: BaseException, path: Path) -> tuple[str, int]:
     return found
 
 
-_OURS = f"{Path(__file__).resolve().parents[2]}{os.sep}"  # the package harness
+_OURS = f"{Path(__file__).resolve().parents[1]}{os.sep}"  # the package harness
