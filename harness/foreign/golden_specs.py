@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.devices.c_scalars import c_scalar
+
 _FACTORIES = ("randn", "rand", "zeros", "ones")  # called with shape and dtype, by identity
 _RANGES = {torch.int8: (-(2**7), 2**7 - 1), torch.int32: (-(2**31), 2**31 - 1), torch.int64: (-(2**63), 2**63 - 1),
            torch.uint8: (0, 2**8 - 1)}  # fmt: skip
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-_C_TYPES: dict[torch.dtype, Callable[[Any], Any]] = {
-    torch.int8: ctypes.c_int8,
-    torch.int32: ctypes.c_int32,
-    torch.int64: ctypes.c_int64,
-    torch.uint8: ctypes.c_uint8,
-    torch.bool: ctypes.c_bool,
-    torch.float32: ctypes.c_float,
-}
 
 
 def is_residency(mode: object) -> bool:
@@ -120,9 +112,7 @@ class ScalarSpec:
     @property
     def c_value(self) -> Any:
         """What a single-chip program gets: a ctypes scalar; 16-bit floats as the unsigned integer of their bits."""
-        if self.dtype in _C_TYPES:
-            return _C_TYPES[self.dtype](self.python_value)
-        return ctypes.c_uint16(int(self.value.view(torch.int16).item()) & 0xFFFF)
+        return c_scalar(self.python_value, self.dtype)
 
 
 def _checked(name: str, dtype: torch.dtype, value: object) -> int | float | bool:
