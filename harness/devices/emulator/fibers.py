@@ -75,6 +75,8 @@ def run_all(fibers: Sequence[Fiber], rng: np.random.Generator | None) -> None:
         fiber.resume()
         if fiber.done:
             pending.remove(fiber)
+        else:
+            pass_on(fiber)
 
 
 def waiting_texts(fibers: Sequence[Fiber]) -> list[str]:
@@ -96,6 +98,12 @@ def wait(condition: Wait) -> None:
         assert parent is not None
         parent.switch(condition)
         run.region, run.unit = region, unit
+
+
+def pass_on(fiber: Fiber) -> None:
+    """A fiber that offered a switch offers it to everybody: its scheduler offers in its turn."""
+    if fiber.wait is _OFFER:
+        offer()
 
 
 def offer() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.devices.emulator.fibers import Fiber, Wait, wait, waiting_texts
+from harness.devices.emulator.fibers import Fiber, Wait, pass_on, wait, waiting_texts
 from harness.devices.emulator.units import Unit
 
 if TYPE_CHECKING:
@@ -204,6 +204,8 @@ class Tasks:
         if fiber.done:
             del self._running[task]
             task.done = True
+        else:
+            pass_on(fiber)
 
 
 def _needed(task: Task) -> set[Task]:
