@@ -50,7 +50,7 @@ def test_imports_follow_the_arrow(package: str, path: Path) -> None:
     assert ours <= MAY_IMPORT[package]
 
 
-@pytest.mark.parametrize("path", [p for p in modules("goldens")], ids=str)
+@pytest.mark.parametrize("path", modules("goldens"), ids=str)
 def test_goldens_import_numpy_and_torch_only(path: Path) -> None:
     import sys
 
@@ -58,7 +58,7 @@ def test_goldens_import_numpy_and_torch_only(path: Path) -> None:
     assert foreign <= STANDARD_AND["goldens"]
 
 
-@pytest.mark.parametrize("path", [p for p in modules("kernels")], ids=str)
+@pytest.mark.parametrize("path", modules("kernels"), ids=str)
 def test_kernels_import_the_language_and_their_sizes_only(path: Path) -> None:
     allowed = {"pypto.language", "pypto.language.distributed", "kernels.sizes", "__future__"}
     sub_kernels = {f"kernels.{p.stem}" for p in modules("kernels")}

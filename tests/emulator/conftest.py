@@ -40,7 +40,7 @@ class KernelFile:
         return execute(function, inputs, schedule, frozenset({str(self.path)}))
 
 
-@pytest.fixture()
+@pytest.fixture
 def kernel(tmp_path: Path) -> Callable[[str], KernelFile]:
     """`kernel(source)` writes a kernel file; the header imports pypto.language as pl."""
     counter = iter(range(1000))

@@ -116,8 +116,8 @@ WHOLE = {
         "returns nothing",
     ),
     "closure variable": (
-        "def make(size):\n    @pl.jit\n    def kernel(x: pl.Scalar[pl.INT32]):\n        y = size + 1\n    return kernel\n"
-        "kernel = make(4)\n",
+        "def make(size):\n    @pl.jit\n    def kernel(x: pl.Scalar[pl.INT32]):\n        y = size + 1\n"
+        "    return kernel\nkernel = make(4)\n",
         "undefined variable size",
     ),
     "syntax error": ("@pl.jit\ndef kernel(x:\n", "syntax error"),

@@ -1,4 +1,4 @@
-"""What rewritten code computes: loops, carried values, blocks, regions, inlines, scalars (contracts/pypto_dsl.md 1, 2)."""
+"""What rewritten code computes: loops, carried values, blocks, regions, inlines, scalars (pypto_dsl.md 1, 2)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from harness.devices.base import KernelFault
+
+INDENT = " " * 16  # of the statements that a test puts into scalars_kernel
 
 
 def scalars_kernel(kernel, body: str, dtype: str = "INT32"):
@@ -89,7 +91,7 @@ def test_rejects_scalar_category_errors(kernel, body: str, reason: str) -> None:
 
 def test_and_evaluates_both_sides(kernel) -> None:
     with pytest.raises(KernelFault, match="out of"):
-        run_scalars(kernel, "r = a\n                if a < 0 and pl.read(x, [9, 0]) > 0:\n                    r = b", 3, 2)
+        run_scalars(kernel, f"r = a\n{INDENT}if a < 0 and pl.read(x, [9, 0]) > 0:\n{INDENT}    r = b", 3, 2)
 
 
 def test_and_is_refused_in_orchestration(kernel) -> None:

@@ -104,7 +104,8 @@ def test_a_task_that_waits_does_not_stop_the_rank(kernel) -> None:
     send = source[source.index('        with pl.at(level=pl.Level.CORE_GROUP, name_hint="send")') : source.index(
         '        with pl.at(level=pl.Level.CORE_GROUP, name_hint="receive")'
     )]
-    file = kernel(source.replace(send, "").replace("        return out\n\n    @pl.jit.host", send + "        return out\n\n    @pl.jit.host"))
+    end = "        return out\n\n    @pl.jit.host"
+    file = kernel(source.replace(send, "").replace(end, send + end))
     for schedule in SCHEDULES:
         assert torch.equal(run(file, schedule, x=X).outputs["out"], X.roll(1, 0))
 
@@ -190,7 +191,7 @@ def test_collectives(kernel, call: str, expected: torch.Tensor) -> None:
 
 
 def test_a_collective_that_one_rank_skips_is_a_dead_lock(kernel) -> None:
-    call = "ctx = pld.get_comm_ctx(data)\n            if pld.rank(ctx) != 3:\n                pld.tensor.barrier(signal)"
+    call = "if pld.rank(pld.get_comm_ctx(data)) != 3:\n                pld.tensor.barrier(signal)"
     with pytest.raises(KernelFault, match=r"GG405.*for ranks \[3\]"):
         run(kernel(COLLECTIVE.format(call=call)), x=Y)
 
@@ -247,5 +248,6 @@ def test_rejects_a_wrong_place(kernel, before: str, after: str, reason: str) -> 
 
 
 def test_host_programs_floor(kernel) -> None:
-    source = RING.format(notify=NOTIFY, wait=WAIT).replace("data, signal, r, device=r)", "data, signal, r, device=r - (0 - 1) // 2 - 1)")
+    floored = "device=r - (0 - 1) // 2 - 1)"
+    source = RING.format(notify=NOTIFY, wait=WAIT).replace("device=r)", floored)
     assert torch.equal(run(kernel(source), x=X).outputs["out"], X.roll(1, 0))

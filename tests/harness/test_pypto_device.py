@@ -53,7 +53,7 @@ class Toolchain:
         return [arguments for call, arguments in self.calls if call == name]
 
 
-@pytest.fixture()
+@pytest.fixture
 def toolchain(monkeypatch: pytest.MonkeyPatch) -> Toolchain:
     recorder = Toolchain()
 
@@ -134,7 +134,7 @@ def toolchain(monkeypatch: pytest.MonkeyPatch) -> Toolchain:
     return recorder
 
 
-@pytest.fixture()
+@pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "op.py"
     path.write_text(
@@ -218,9 +218,12 @@ def test_resident_tensors_go_through_a_prepared_worker(toolchain: Toolchain, fil
     toolchain.distributed = True
     run(toolchain, file, op, {n: torch.ones(2, 8) for n in ("w", "x", "state", "last")})
     order = [name for name, _ in toolchain.calls]
-    assert order == ["compile", "prepare", "alloc_stacked_tensor", "alloc_tensor", "alloc_stacked_tensor", "alloc_tensor",
-                     "dispatch", "copy_stacked_from", "copy_from", "free_stacked_tensor", "free_tensor",
-                     "free_stacked_tensor", "free_tensor"]  # fmt: skip
+    assert order == [
+        *("compile", "prepare"),
+        *("alloc_stacked_tensor", "alloc_tensor") * 2,
+        *("dispatch", "copy_stacked_from", "copy_from"),
+        *("free_stacked_tensor", "free_tensor") * 2,
+    ]
     _, keywords = toolchain.named("alloc_tensor")[0]
     assert keywords["worker_id"] == 1
     assert torch.equal(keywords["init"], torch.ones(2, 8))

@@ -5,19 +5,20 @@ from __future__ import annotations
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from harness.devices.emulator import annotations, dtypes, enums, ops
+from harness.devices.emulator import annotations as types
 from harness.devices.emulator import control as control  # registers its ops
+from harness.devices.emulator import dtypes, enums, ops
 from harness.devices.emulator.functions import JitFamily
 from harness.devices.emulator.runtime import CONSTRUCTS
 
 _TYPES = {
-    "Tensor": annotations.Tensor,
-    "Tile": annotations.Tile,
-    "Out": annotations.Out,
-    "InOut": annotations.InOut,
-    "Scalar": annotations.Scalar,
-    "Array": annotations.Array,
-    "dynamic": annotations.DynVar,
+    "Tensor": types.Tensor,
+    "Tile": types.Tile,
+    "Out": types.Out,
+    "InOut": types.InOut,
+    "Scalar": types.Scalar,
+    "Array": types.Array,
+    "dynamic": types.DynVar,
 }
 _ENUMS = {
     "Level": enums.Level,
@@ -33,7 +34,7 @@ _ENUMS = {
 
 
 _DISTRIBUTED = {
-    "DistributedTensor": annotations.DistributedTensor,
+    "DistributedTensor": types.DistributedTensor,
     "NotifyOp": enums.NotifyOp,
     "WaitCmp": enums.WaitCmp,
     "ReduceOp": enums.ReduceOp,

@@ -68,7 +68,13 @@ class WindowTensor(Tensor):
     __slots__ = ("rank", "ranks")
 
     def __init__(
-        self, ranks: tuple[Storage, ...], rank: int, dtype: DType, shape: Sequence[int], strides: Sequence[int], offset: int
+        self,
+        ranks: tuple[Storage, ...],
+        rank: int,
+        dtype: DType,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        offset: int,
     ) -> None:
         super().__init__(ranks[rank], dtype, shape, strides, offset)
         self.ranks = ranks
