@@ -87,18 +87,9 @@ class Row:
 
 
 HEADERS = (
-    "op",
-    "configuration",
-    "cases",
-    "output",
-    "over limit",
-    "worst ULP",
-    "differing",
-    "rel L2",
+    "op", "configuration", "cases", "output", "verdict", "over limit", "worst ULP", "differing", "rel L2", "s/run",
     "tolerance",
-    "s/run",
-    "verdict",
-)
+)  # fmt: skip
 
 
 def rows(verdicts: Sequence[Verdict], *, each: bool = False) -> list[Row]:
@@ -167,23 +158,26 @@ def _span(numbers: set[int]) -> str:
 
 
 def table(verdicts: Sequence[Verdict], *, each: bool = False) -> str:
-    """The table of results, its columns as HEADERS."""
-    body = [
-        (
-            row.op,
-            row.configuration,
-            row.cases,
-            row.output,
-            f"{row.over:.4%}" if row.over else "0",
-            row.ulp,
-            f"{row.differing:.4%}" if row.differing else "0",
-            f"{row.rel_l2:.2e}" if row.rel_l2 else "0",
-            row.label,
-            f"{row.seconds:.3f}",
-            row.status if not row.failed or row.runs == 1 else f"{row.status} ({row.failed} of {row.runs})",
+    """The table of results, its columns as HEADERS. What a row shares with the one above it is said once."""
+    body: list[tuple[str, ...]] = []
+    above: tuple[str, ...] = ()
+    for row in rows(verdicts, each=each):
+        group = (row.op, row.configuration, row.cases)
+        same = group == above
+        above = group
+        body.append(
+            (
+                *(("", "", "") if same else group),
+                row.output,
+                row.status if not row.failed or row.runs == 1 else f"{row.status} ({row.failed} of {row.runs})",
+                f"{row.over:.4%}" if row.over else "0",
+                row.ulp,
+                f"{row.differing:.4%}" if row.differing else "0",
+                f"{row.rel_l2:.2e}" if row.rel_l2 else "0",
+                "" if same else f"{row.seconds:.3f}",
+                row.label,
+            )
         )
-        for row in rows(verdicts, each=each)
-    ]
     right = ("over limit", "worst ULP", "differing", "rel L2", "s/run")
     align = tuple("right" if name in right else "left" for name in HEADERS)
     return tabulate(body, headers=HEADERS, colalign=align, disable_numparse=True)
