@@ -1,13 +1,17 @@
 """Matrix products with one right answer: INT8 exactly, FP32 correctly rounded."""
 
+import math
 from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-_SPAN = 256  # columns of K in one library call: short sums have a small error bound
+from goldens.numerics.reduce import halves
+
+_SPAN = 512  # columns of K at a time: a short sum has a small error bound, and its FP64 operands stay in the cache
 _BLOCK = 256  # doubtful dot products settled at a time; bounds the memory
+_HALF_ULP = 2.0**-53  # of FP64: the relative error of one operation
 
 
 def int8_matmul(a: Tensor, b_t: Tensor) -> Tensor:
@@ -41,44 +45,85 @@ def _int_mm_is_exact() -> bool:
 
 
 def fp32_matmul(a: Tensor, b_t: Tensor, order: Literal["exact"] = "exact") -> Tensor:
-    """a @ b_t^T, correctly rounded: FP32 `a` [..., M, K] and `b_t` [..., N, K] to FP32 [..., M, N].
+    """a @ b_t^T, correctly rounded: `a` [..., M, K] and `b_t` [..., N, K], FP32 or BF16, to FP32 [..., M, N].
 
     The products are exact in FP64. How a library orders the FP64 sum depends on the machine and the thread
-    count; where that could change the FP32 rounding, the dot product is evaluated again in twice FP64's
-    precision, in a fixed order. So the result is the exact sum, rounded once, on every machine.
+    count; where that could change the FP32 rounding, the dot product is evaluated again in a fixed order, if
+    need be in twice FP64's precision. So the result is the exact sum, rounded once, on every machine.
     """
     if order != "exact":
         raise ValueError(f"unknown accumulation order {order!r}, expected exact")
     k = a.shape[-1]
-    spans = zip(torch.split(a, _SPAN, dim=-1), torch.split(b_t, _SPAN, dim=-1), strict=True)
-    products = [left.double() @ right.double().mT for left, right in spans]
-    total = torch.stack(products).sum(dim=0) if len(products) > 1 else products[0]
+    total = _fp64_products(a, b_t)
     # In any order a sum of n terms is off by at most (n - 1) u sum|term|, to first order, with u = 2^-53. So
     # |error| <= (span + number of spans) u sum|a_k b_k|, and sum|a_k b_k| <= |a| |b|; 16 covers what is left.
-    bound = (min(k, _SPAN) + len(products) + 16) * 2.0**-53 * (_norm(a) * _norm(b_t).mT)
-    doubtful = ((total - bound).float() != (total + bound).float()) & bound.isfinite()
-    result = total.float()
-    if bool(doubtful.any()):
+    steps = min(k, _SPAN) + -(-k // _SPAN) + 16
+    result, doubtful = _settle(total, steps, _norm(a) * _norm(b_t).mT)
+    if doubtful is not None:
         # Rows of both operands, laid out [..., M, N, K] without a copy.
-        shape = (*result.shape, a.shape[-1])
+        shape = (*result.shape, k)
         left = a.unsqueeze(-2).expand(shape)[doubtful]
         right = b_t.unsqueeze(-3).expand(shape)[doubtful]
-        result[doubtful] = _rounded_dots(left, right)
+        blocks = zip(torch.split(left, _BLOCK), torch.split(right, _BLOCK), strict=True)
+        result[doubtful] = torch.cat([_rounded_sums(x.double() * y.double()) for x, y in blocks])
     return result
 
 
+def _fp64_products(a: Tensor, b_t: Tensor) -> Tensor:
+    """FP64 [..., M, N], a span of K after the other. The operands are widened into buffers that stay in the cache."""
+    m, n, k = a.shape[-2], b_t.shape[-2], a.shape[-1]
+    total = torch.zeros(*a.shape[:-2], m, n, dtype=torch.float64)
+    left, right, product = (torch.empty(size, dtype=torch.float64) for size in (m * _SPAN, n * _SPAN, m * n))
+    batch = math.prod(a.shape[:-2])
+    matrices = zip(total.view(batch, m, n), a.reshape(batch, m, k), b_t.reshape(batch, n, k), strict=True)
+    for sums, x, y in matrices:
+        for x_span, y_span in zip(torch.split(x, _SPAN, dim=1), torch.split(y, _SPAN, dim=1), strict=True):
+            width = x_span.shape[1]
+            wide_x = left[: m * width].view(m, width).copy_(x_span)
+            wide_y = right[: n * width].view(n, width).copy_(y_span)
+            sums += torch.mm(wide_x, wide_y.t(), out=product.view(m, n))
+    return total
+
+
+def _settle(total: Tensor, steps: float, magnitude: Tensor) -> tuple[Tensor, Tensor | None]:
+    """FP64 sums rounded to FP32, and where that is in doubt (None: nowhere).
+
+    `total` is off by at most steps * 2^-53 * magnitude. Not finite sums are not in doubt: any order gives them.
+    """
+    bound = magnitude * (steps * _HALF_ULP)
+    below = (total - bound).float()
+    above = total.add(bound).float()
+    doubtful = below != above
+    if not bool(doubtful.any()):
+        return above, None
+    above = torch.where(bound.isfinite(), above, total.float())
+    return above, doubtful & bound.isfinite()
+
+
 def _norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
-    return norm
-
-
-def _rounded_dots(a: Tensor, b: Tensor) -> Tensor:
-    """Row-wise dot products of FP32 `a` and `b` [F, K], FP32 [F]."""
-    blocks = zip(torch.split(a, _BLOCK), torch.split(b, _BLOCK), strict=True)
-    return torch.cat([_rounded_sums(x.double() * y.double()) for x, y in blocks])
+    """Upper bounds of the Euclidean norms of the rows, FP64 [..., 1]."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).double()
+    # Far from the ends of FP32's range the FP32 sum is good to K u; elsewhere its squares may vanish or overflow.
+    unsafe = ~((norm > 2.0**-40) & (norm < 2.0**60))
+    if bool(unsafe.any()):
+        rows = unsafe.squeeze(-1)
+        norm[rows] = torch.linalg.vector_norm(x[rows], dim=-1, keepdim=True, dtype=torch.float64)
+    return norm * (1.0 + x.shape[-1] * 2.0**-23)
 
 
 def _rounded_sums(terms: Tensor) -> Tensor:
+    """Row sums of FP64 `terms` [F, K], rounded once to FP32 [F]."""
+    depth = terms.shape[1].bit_length()
+    total = halves(terms)
+    # A level of the tree adds a term at most twice (where an odd one joins). The sum of magnitudes is nearly exact.
+    result, doubtful = _settle(total, 2 * depth, halves(terms.abs()) * (1.0 + 2.0**-40))
+    if doubtful is not None:
+        rows = doubtful.squeeze(1)
+        result[rows] = _doubled_sums(terms[rows]).unsqueeze(1)
+    return result.squeeze(1)
+
+
+def _doubled_sums(terms: Tensor) -> Tensor:
     """Row sums of FP64 `terms` [F, K], kept as high + low (Knuth's two-sum), rounded once to FP32 [F]."""
     high, low = terms, torch.zeros_like(terms)
     while (n := high.shape[-1]) > 1:

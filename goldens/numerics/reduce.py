@@ -5,6 +5,7 @@ Only element-wise additions are used: the order is the one written, whatever the
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def row_sum(x: Tensor, order: Order = "exact") -> Tensor:
     if x.shape[-1] == 0:
         raise ValueError("row_sum of an empty row")
     if order == "exact":
-        return _halves(x.double()).float()
+        return halves(x.double()).float()
     if order == "sequential":
         return _left_to_right(x)
     if order == "pairwise":
@@ -51,15 +52,20 @@ def _left_to_right(x: Tensor) -> Tensor:
     return total
 
 
-def _halves(x: Tensor) -> Tensor:
-    """The fastest tree: each half is contiguous. An odd column joins the first one."""
-    while (n := x.shape[-1]) > 1:
-        half = n // 2
-        total = x[..., :half] + x[..., half : 2 * half]
-        if n % 2:
-            total[..., :1] += x[..., -1:]
-        x = total
-    return x.clone()
+def halves(x: Tensor) -> Tensor:
+    """Sum of the last axis, [..., 1], by the fastest tree: each half is contiguous. An odd column joins the first.
+
+    In NumPy, whose additions are the same and whose calls cost half as much.
+    """
+    terms = x.numpy()
+    with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf is NaN here as in torch
+        while (n := terms.shape[-1]) > 1:
+            half = n // 2
+            total = terms[..., :half] + terms[..., half : 2 * half]
+            if n % 2:
+                total[..., :1] += terms[..., -1:]
+            terms = total
+    return torch.from_numpy(terms.copy())
 
 
 def _adjacent_pairs(x: Tensor) -> Tensor:
