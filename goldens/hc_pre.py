@@ -20,18 +20,29 @@ STAGES = (
 
 _K_SLICES = 16  # the device splits the flattened streams into this many slices
 _CHUNK = 512  # columns of one row sum in a slice
+_CACHED = 1 << 17  # elements worked on at a time, for speed alone
 
 
 def _slices(x: Tensor) -> Tensor:
     """The K slices of the last axis, [..., 16, K/16]; where 16 does not divide K, zeros fill the last one."""
     width = -(-x.shape[-1] // _K_SLICES)
-    filled: Tensor = pad(x, (0, _K_SLICES * width - x.shape[-1]))
-    return filled.reshape(*x.shape[:-1], _K_SLICES, width)
+    if missing := _K_SLICES * width - x.shape[-1]:
+        x = pad(x, (0, missing))
+    return x.reshape(*x.shape[:-1], _K_SLICES, width)
 
 
 def _sum_squares(x: Tensor) -> Tensor:
     """Step 2: squares in FP32; row sums of 512 columns chained in a slice, slices ascending. [T, 1]"""
-    return row_sum(chunked_sum(_slices(x * x), _CHUNK).squeeze(2), "sequential")
+    sums = []
+    for rows in torch.split(x, _tokens_at_once(x.shape[1])):
+        wide = rows.float()
+        sums.append(row_sum(chunked_sum(_slices(wide.mul_(wide)), _CHUNK).squeeze(2), "sequential"))
+    return torch.cat(sums)
+
+
+def _tokens_at_once(elements: int) -> int:
+    """Tokens of so many elements each that together stay in the cache."""
+    return max(1, _CACHED // elements)
 
 
 def _inverse_rms(sum_squares: Tensor, hc_dim: int, rms_eps: float) -> Tensor:
@@ -47,7 +58,7 @@ def _project(x: Tensor, hc_fn: Tensor) -> Tensor:
 
 def _logits(mix: Tensor, hc_scale: Tensor, hc_base: Tensor, hc: int) -> Tensor:
     """Step 6: mix * scale + base, two roundings. Scale 0 is for pre, 1 for post, 2 for comb. [T, MIX]"""
-    gain = hc_scale.repeat_interleave(torch.tensor([hc, hc, hc * hc]))
+    gain = hc_scale[torch.tensor([0] * hc + [1] * hc + [2] * hc * hc)]
     return mix * gain + hc_base
 
 
@@ -58,23 +69,38 @@ def _softmax(logits: Tensor, hc_eps: float) -> Tensor:
 
 
 def _sinkhorn(comb: Tensor, iters: int, hc_eps: float) -> Tensor:
-    """Step 10: a column step, then iters - 1 times a row step and a column step. [T, in, out]"""
-    comb = _column_step(comb, hc_eps)
-    for _ in range(iters - 1):
-        comb = comb / (row_sum(comb, "sequential") + hc_eps)
-        comb = _column_step(comb, hc_eps)
-    return comb
+    """Step 10: a column step, then iters - 1 times a row step and a column step. [T, in, out]
+
+    Column sums (over `in`) are pairwise, (r0 + r1) + (r2 + r3), row sums left to right.
+    """
+    planes = comb.permute(1, 2, 0).contiguous()  # [in, out, T]: whole rows of tokens, and no new memory below
+    over_in, over_out = planes.unbind(0), planes.unbind(1)
+    rows = torch.empty_like(over_out[0])
+    for iteration in range(iters):
+        if iteration:
+            rows.copy_(over_out[0])
+            for plane in over_out[1:]:
+                rows += plane
+            planes /= rows.add_(hc_eps).unsqueeze(1)
+        planes /= _pairs(list(over_in)) + hc_eps
+    return planes.permute(2, 0, 1)
 
 
-def _column_step(comb: Tensor, hc_eps: float) -> Tensor:
-    """Divide by the column sums, which are pairwise: (r0 + r1) + (r2 + r3)."""
-    return comb / (row_sum(comb.mT, "pairwise").mT + hc_eps)
+def _pairs(terms: list[Tensor]) -> Tensor:
+    """The sum in adjacent pairs, (t0 + t1) + (t2 + t3); an odd one out waits for the next round."""
+    while len(terms) > 1:
+        sums = [left + right for left, right in zip(terms[0::2], terms[1::2], strict=False)]
+        terms = sums + terms[2 * len(sums) :]
+    return terms[0]
 
 
 def _mix_streams(x: Tensor, pre: Tensor) -> Tensor:
     """Step 11: gated sum over the streams, pairwise: (p0 + p1) + (p2 + p3). x [T, HC, D] to [T, D]"""
-    products = x * pre.unsqueeze(2)
-    return row_sum(products.transpose(1, 2), "pairwise").squeeze(2)
+    tokens = _tokens_at_once(x.shape[1] * x.shape[2])
+    mixed = torch.empty(x.shape[0], x.shape[2])
+    for out, rows, gates in zip(*(torch.split(part, tokens) for part in (mixed, x, pre)), strict=True):
+        out.copy_(_pairs([rows[:, s].float().mul_(gates[:, s : s + 1]) for s in range(x.shape[1])]))
+    return mixed
 
 
 def hc_pre(
@@ -99,8 +125,7 @@ def hc_pre(
     expect("hc_pre: hc_scale", hc_scale, (3,), torch.float32)
     expect("hc_pre: hc_base", hc_base, ((2 + hc) * hc,), torch.float32)
 
-    streams = x.float()  # step 1, exact
-    flat = streams.reshape(t, hc * d)
+    flat = x.reshape(t, hc * d)  # step 1: BF16 is widened where it is used, exactly
     sum_squares = _sum_squares(flat)
     inv_rms = _inverse_rms(sum_squares, hc * d, rms_eps)
     raw = _project(flat, hc_fn)
@@ -110,7 +135,7 @@ def hc_pre(
     post = sigmoid(logits[:, hc : 2 * hc]) * 2.0  # step 8
     comb_softmax = _softmax(logits[:, 2 * hc :].reshape(t, hc, hc), hc_eps)
     comb = _sinkhorn(comb_softmax, sinkhorn_iters, hc_eps).reshape(t, hc * hc)
-    mixed = _mix_streams(streams, pre)
+    mixed = _mix_streams(x, pre)
     x_mixed = mixed.to(torch.bfloat16)  # step 12
 
     if taps is not None:

@@ -24,7 +24,7 @@ def _inverse_rms(mean_square: Tensor, rms_eps: float) -> Tensor:
 
 def _scaled(x: Tensor, inv_rms: Tensor, norm_w: Tensor) -> Tensor:
     """Step 5: (x * inv) * w in this order, two FP32 roundings, then BF16 RNE. [T, D]"""
-    return ((x * inv_rms) * norm_w).to(torch.bfloat16)
+    return (x * inv_rms).mul_(norm_w).to(torch.bfloat16)
 
 
 def rms_norm(x: Tensor, norm_w: Tensor, *, rms_eps: float, taps: dict[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -21,5 +21,7 @@ def quantize_rows(v: Tensor) -> tuple[Tensor, Tensor]:
     """
     amax = v.abs().amax(dim=-1, keepdim=True).clamp(min=AMAX_EPS)
     to_codes = torch.full_like(amax, QMAX) / amax  # tensor by tensor: `127.0 / amax` would round twice
-    codes = (v * to_codes).round()  # RNE. The device's hop through FP16 is exact for |code| <= 127
-    return codes.nan_to_num(nan=0.0).to(torch.int8), reciprocal(to_codes)
+    codes = (v * to_codes).round_()  # RNE. The device's hop through FP16 is exact for |code| <= 127
+    if not bool(amax.isfinite().all()):
+        codes.nan_to_num_(nan=0.0)  # NaN * q, and Inf * 0 in a row with Inf
+    return codes.to(torch.int8), reciprocal(to_codes)

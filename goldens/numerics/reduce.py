@@ -40,8 +40,11 @@ def chunked_sum(x: Tensor, chunk: int, order: Order = "exact") -> Tensor:
 
     The last chunk is shorter where `chunk` does not divide n.
     """
-    partial = [row_sum(part, order) for part in torch.split(x, chunk, dim=-1)]
-    return _left_to_right(torch.cat(partial, dim=-1))
+    whole, rest = x.shape[-1] // chunk * chunk, x.shape[-1] % chunk
+    sums = [row_sum(x[..., :whole].unflatten(-1, (-1, chunk)), order).squeeze(-1)] if whole else []
+    if rest:
+        sums.append(row_sum(x[..., whole:], order))
+    return _left_to_right(torch.cat(sums, dim=-1))
 
 
 def _left_to_right(x: Tensor) -> Tensor:
