@@ -256,6 +256,10 @@ def _compiled(job: _Job, placeholders: list[Any], config: RunConfig) -> Compiled
     if job.program.kind == "host":  # bound by name: surplus specs are ignored
         by_name = dict(zip((s.name for s in job.specs), placeholders, strict=True))
         placeholders = [by_name[p.name] for p in job.program.parameters]
+    elif len(placeholders) != len(job.program.parameters):
+        raise job.program.refuse(
+            f"{job.program.name} takes {len(job.program.parameters)} arguments, there are {len(placeholders)} specs"
+        )
     compiled: CompiledProgram = job.program.compile(*placeholders, config=config)
     return compiled
 
@@ -346,9 +350,8 @@ def _resident(job: _Job, compiled: CompiledProgram) -> dict[str, int | str]:
     resident = {s.name: s.resident for s in job.specs if isinstance(s, TensorSpec) and s.is_resident}
     if resident and not compiled.distributed:
         raise _Failed(f"resident specs ({', '.join(resident)}) need a host entry (@pl.jit.host)")
-    for name, mode in resident.items():
-        if not is_residency(mode):
-            note(f"{name} has the unknown residency {mode!r}")
+    for name in [n for n, mode in resident.items() if not is_residency(mode)]:
+        note(f"{name} has the unknown residency {resident.pop(name)!r}: it is uploaded like any other")
     return resident
 
 

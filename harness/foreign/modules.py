@@ -6,7 +6,6 @@ from types import ModuleType
 from typing import Any
 
 from harness.devices.emulator import language, toolchain
-from harness.devices.emulator.annotations import DistributedTensor
 from harness.foreign import golden_compare, golden_run, golden_specs, golden_validate, session
 
 _GOLDEN: dict[str, Any] = {
@@ -27,12 +26,6 @@ _GOLDEN: dict[str, Any] = {
 def build() -> dict[str, ModuleType]:
     """Fresh modules by name: the language, the toolchain's Python side, and the package `golden` with its parts."""
     modules = {**language.build(), **toolchain.build()}
-    if "pypto.language.distributed" not in modules:  # annotations of windows must be readable everywhere
-        distributed = ModuleType("pypto.language.distributed")
-        distributed.__dict__["DistributedTensor"] = DistributedTensor
-        modules["pypto.language.distributed"] = distributed
-        modules["pypto.language"].__path__ = []
-        modules["pypto.language"].__dict__["distributed"] = distributed
     for name in ("golden", "golden.spec", "golden.runner", "golden.validation"):
         modules[name] = ModuleType(name, "The reference's harness, answered by Goldengate.")
         modules[name].__dict__.update(_GOLDEN)

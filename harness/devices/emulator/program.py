@@ -16,6 +16,7 @@ from harness.devices.base import DeviceRun
 from harness.devices.emulator import device
 from harness.devices.emulator.annotations import TensorType
 from harness.devices.emulator.functions import KernelFunction, Parameter, reachable
+from harness.devices.emulator.host import execute_host
 from harness.devices.emulator.toolchain import BackendType, RunConfig, backend_of
 
 # The seed of the legal device that runs a script's kernels; 0 is program order.
@@ -62,14 +63,10 @@ class CompiledProgram:
         files = frozenset(f.file for f in reachable(self.program))
         if not self.distributed:
             return device.execute(self.program, dict(values), SCHEDULE.get(), files)
-        execute_host = getattr(device, "execute_host", None)
-        if execute_host is None:
-            raise self.program.refuse("host entries (@pl.jit.host) are not supported yet")
         world = 1 if self.config.distributed_config is None else self.config.distributed_config.world_size
-        result: DeviceRun = execute_host(
-            self.program, dict(values), SCHEDULE.get(), files, world, resident=dict(resident or {})
+        return execute_host(
+            self.program, dict(values), SCHEDULE.get(), files, world=world, residency=dict(resident or {})
         )
-        return result
 
     def __call__(self, *arguments: Any, config: RunConfig | None = None) -> Any:
         """Run. Tensors of out and inout parameters are overwritten in place; omitted ones are returned."""
