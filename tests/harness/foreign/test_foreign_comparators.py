@@ -213,7 +213,7 @@ def test_mapped_pool_keeps_ranks_apart_e12(mapping: list[list[int]], passes: boo
     ],
 )
 def test_rejects_parameters_out_of_range(make: Any) -> None:
-    with pytest.raises(ValueError, match="must be|needs"):
+    with pytest.raises(ValueError, match=r"must be|needs"):
         make()
 
 
