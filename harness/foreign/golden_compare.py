@@ -34,8 +34,11 @@ def _non_finite(actual: Tensor, expected: Tensor) -> str | None:
     return "; ".join(parts) or None
 
 
-def _over_floor(bad: int, ratio: float, count: int) -> str:
-    """The note for a pass that needs the budget rounded up."""
+def _caveat(bad: int, ratio: float, a: Tensor, e: Tensor) -> str:
+    """The note for a pass that Goldengate would refuse: nothing was compared, or the budget was rounded up."""
+    count = (a - e).numel()
+    if count == 0:
+        return f"{NOTE}the tensor is empty: nothing was compared"
     if bad <= math.floor(ratio * count):
         return ""
     return f"{NOTE}{bad} of {count} points exceed the tolerance, more than the stated fraction {ratio:g}"
@@ -72,13 +75,11 @@ def _ratio_allclose(
         return False, f"non-finite values: {found}"
     difference = (actual - expected).abs()
     tolerance = atol + rtol * expected.abs()
-    if difference.numel() == 0:
-        return True, f"{NOTE}the tensor is empty: nothing was compared"
     bad = difference > tolerance
     count, total = int(bad.sum()), bad.numel()
     limit = round(ratio * total)
     if count <= limit:
-        return True, _over_floor(count, ratio, total)
+        return True, _caveat(count, ratio, actual, expected)
     actual, expected = actual.expand_as(difference), expected.expand_as(difference)
     worst = int(difference.argmax())
     flat = difference.flatten()
@@ -185,9 +186,7 @@ def ratio_reldiff(
         if not worst < max_diff_hd:
             reasons.append(f"worst relative difference {worst:.6g} is not below {max_diff_hd:g}")
         if not reasons:
-            if total == 0:
-                return True, f"{NOTE}the tensor is empty: nothing was compared"
-            return True, _over_floor(count, pct_thd, total)
+            return True, _caveat(count, pct_thd, a, e)
         a, e = a.expand_as(r), e.expand_as(r)
         lines = ["; ".join(reasons), f"diff_thd={diff_thd:g} pct_thd={pct_thd:g} max_diff_hd={max_diff_hd:g}"]
         for index in bad.flatten().nonzero().flatten()[:max_show].tolist():
@@ -221,8 +220,6 @@ def topk_pair_compare(
             return False, f"index shape {list(ids.shape)} differs from value shape {list(values.shape)}"
         if not -ids.dim() <= dim < ids.dim():
             return False, f"dim {dim} is out of range for {ids.dim()} dimensions"
-        if torch.equal(ids, wanted):
-            return True, ""
         ids, wanted, values = (t.movedim(dim, -1) for t in (ids, wanted, values))
         left, right = values[..., :-1], values[..., 1:]
         step = left >= right if descending else left <= right
@@ -232,7 +229,14 @@ def topk_pair_compare(
         bad = (ids != wanted) & ~ordered
         if not bool(bad.any()):
             number = int((ids != wanted).sum())
-            return True, f"{NOTE}{number} indices differ and are judged by the order of {vals_name!r} alone"
+            if number:
+                return (
+                    True,
+                    f"{NOTE}{number} indices differ and are judged by the order of {vals_name!r} alone",
+                )
+            return True, "" if bool(
+                ordered.all()
+            ) else f"{NOTE}{vals_name!r} is out of order and was not looked at"
         lines = [f"{int(bad.sum())} differing indices have values out of order"]
         for index in bad.nonzero()[:max_show].tolist():
             at = tuple(index)

@@ -34,9 +34,10 @@ def validate_golden(
         actual, expected = value.detach().cpu(), golden[name].detach().cpu()
         compare = comparators.get(name)
         if compare is None:
-            label, passed, text = "", *_allclose(actual, expected, rtol, atol)
+            label = ""
+            passed, text = _allclose(actual, expected, rtol, atol)
         else:
-            label = f" ({getattr(compare, '__name__', 'custom')})"
+            label = str(getattr(compare, "__name__", "custom"))
             passed, text = compare(
                 actual,
                 expected,
@@ -46,26 +47,33 @@ def validate_golden(
                 rtol=rtol,
                 atol=atol,
             )
-        print(
-            f"[RUN]   '{name}' {'PASS' if passed else 'FAIL'}  shape={tuple(actual.shape)} dtype={actual.dtype}{label}"
-        )
+        suffix = f" ({label})" if label else ""
+        what = f"'{name}' {'PASS' if passed else 'FAIL'}  shape={tuple(actual.shape)} dtype={actual.dtype}"
+        print(f"[RUN]   {what}{suffix}")
         if not passed:
             failures[name] = f"'{name}' shape={tuple(actual.shape)} dtype={actual.dtype}\n{text}"
         else:
-            _notes(name, actual, expected, text)
+            _notes(name, actual, expected, label, text)
     if failures:
         names = ", ".join(f"'{name}'" for name in failures)
         raise AssertionError(f"golden mismatch in {names}\n" + "\n".join(failures.values()))
 
 
-def _notes(name: str, actual: Tensor, expected: Tensor, text: str) -> None:
+def _notes(name: str, actual: Tensor, expected: Tensor, label: str, text: str) -> None:
     """What Goldengate would not have accepted in an output that passed."""
     if actual.shape != expected.shape:
         note(f"{name}: shapes {tuple(actual.shape)} and {tuple(expected.shape)} differ and were broadcast")
     if actual.dtype != expected.dtype:
         note(f"{name}: dtypes {actual.dtype} and {expected.dtype} differ")
+    if label.startswith("ratio_") and not actual.is_floating_point() and _beyond_fp32(actual):
+        note(f"{name}: integers beyond 2^24 were compared in FP32")
     if isinstance(text, str) and text.startswith(NOTE):
         note(f"{name}: {text.removeprefix(NOTE)}")
+
+
+def _beyond_fp32(values: Tensor) -> bool:
+    """Whether an integer tensor holds values that FP32 cannot tell from their neighbours."""
+    return bool((values.to(torch.int64).abs() > 2**24).any())
 
 
 def _allclose(actual: Tensor, expected: Tensor, rtol: float, atol: float) -> tuple[bool, str]:

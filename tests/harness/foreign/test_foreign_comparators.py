@@ -99,6 +99,18 @@ def test_topk_vectors(
     assert compare(torch.tensor(ids), torch.tensor(wanted), actual_outputs=outputs)[0] is passes
 
 
+@pytest.mark.parametrize(
+    ("ids", "values", "text"),
+    [([0, 1], [2, 1], ""), ([0, 1], [1, 2], "out of order"), ([-9, -9], [2, 1], "2 indices differ")],
+)
+def test_topk_notes_what_it_does_not_judge(ids: list[int], values: list[float], text: str) -> None:
+    outputs = {"v": torch.tensor(values)}
+    passed, note = topk_pair_compare("v")(torch.tensor(ids), torch.tensor([0, 1]), actual_outputs=outputs)
+    assert passed
+    assert note.startswith("note: ") if text else note == ""
+    assert text in note
+
+
 def test_topk_rows_do_not_mix_and_dim_chooses_the_axis() -> None:
     ids = torch.tensor([[0, 1], [1, 0]])
     wanted = torch.tensor([[0, 1], [0, 1]])

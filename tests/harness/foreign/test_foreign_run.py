@@ -12,6 +12,7 @@ from foreign_testing import scale_golden, scale_specs
 
 from harness.devices.base import KernelRefused
 from harness.devices.emulator.toolchain import DistributedConfig
+from harness.foreign.golden_compare import ratio_allclose
 from harness.foreign.golden_run import run, run_jit
 from harness.foreign.golden_specs import TensorSpec
 from harness.foreign.golden_validate import validate_golden
@@ -485,3 +486,18 @@ def test_validate_broadcasts_and_notes_it(capsys) -> None:
     assert "note: a: shapes (4,) and (1,) differ and were broadcast" in lines(capsys)
     with pytest.raises(RuntimeError):
         validate_golden({"a": torch.ones(4)}, {"a": torch.ones(3)})
+
+
+def test_validate_notes_integers_that_fp32_cannot_hold(capsys) -> None:
+    large, next_one = torch.tensor([2**40]), torch.tensor([2**40 + 1])
+    validate_golden({"a": next_one}, {"a": large}, compare_fn={"a": ratio_allclose(0, 0, 0)})
+    assert "note: a: integers beyond 2^24 were compared in FP32" in lines(capsys)
+    validate_golden({"a": large >> 20}, {"a": large >> 20}, compare_fn={"a": ratio_allclose(0, 0, 0)})
+    assert not any(line.startswith("note") for line in lines(capsys))
+
+
+def test_validate_notes_differing_dtypes(capsys) -> None:
+    validate_golden(
+        {"a": torch.ones(2)}, {"a": torch.ones(2).char()}, compare_fn={"a": ratio_allclose(0, 0, 0)}
+    )
+    assert "note: a: dtypes torch.float32 and torch.int8 differ" in lines(capsys)
