@@ -67,6 +67,7 @@ class Op:
     kernel       the shipped kernel file, whose entry function has the op's name
     parameters   keyword-only model parameters of the golden
     validity     (op, inputs) -> masks, for `valid`
+    world        ranks of a host program; 1 for a kernel of one chip
     """
 
     name: str
@@ -76,6 +77,7 @@ class Op:
     cases: tuple[Case, ...]
     parameters: Mapping[str, Number] = field(default_factory=dict)
     validity: Callable[[Op, Inputs], Masks] = all_defined
+    world: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))

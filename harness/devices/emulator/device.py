@@ -46,7 +46,7 @@ class EmulatorDevice:
         """Load `function` of `path`. Raises KernelRefused (file, line, reason); lists the entries of the file when
         the function is not one of them."""
         functions = load_functions(path, sizes, tiles)
-        entries = [n for n, f in functions.items() if f.kind == "entry"]
+        entries = [n for n, f in functions.items() if f.kind in ("entry", "host")]
         chosen = functions.get(function)
         if chosen is None and len(entries) == 1:
             chosen = functions[entries[0]]
@@ -54,7 +54,7 @@ class EmulatorDevice:
             raise KernelRefused(
                 path, None, f"no entry {function!r}; @pl.jit functions here: {', '.join(entries) or 'none'}"
             )
-        if chosen.kind != "entry":
+        if chosen.kind not in ("entry", "host"):
             raise KernelRefused(
                 path, chosen.line, f"{function} is a pl.jit.{chosen.kind} function, not an entry (@pl.jit)"
             )
@@ -69,6 +69,13 @@ class EmulatorDevice:
     ) -> DeviceRun:
         """Run once. Raises KernelRefused when the parameters are not the op's, KernelFault when the run fails."""
         _check_parameters(kernel.entry, op)
+        if kernel.entry.kind == "host":
+            from harness.devices.emulator.host import execute_host  # it stands on this module
+
+            resident = {s.name: s.resident for s in op.signature if getattr(s, "resident", None) is not None}
+            return execute_host(
+                kernel.entry, inputs, schedule, kernel.files, world=op.world, residency=resident
+            )
         return execute(kernel.entry, dict(inputs), schedule, files=kernel.files)
 
 
