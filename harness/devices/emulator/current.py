@@ -33,7 +33,10 @@ def running(run: Machine) -> Iterator[Machine]:
         _CURRENT.reset(token)
 
 
-def fault(reason: str) -> KernelFault:
-    """The exception for an error of the kernel while it runs, at the current source line: `raise fault("…")`."""
+def fault(reason: str, code: str = "") -> KernelFault:
+    """The exception for an error of the kernel while it runs, at the current source line: `raise fault("…")`.
+
+    `code` is a code of `lint.RULES`; the message starts with it.
+    """
     file, line = machine().where()
-    return KernelFault(file, line, reason)
+    return KernelFault(file, line, f"{code}: {reason}" if code else reason)

@@ -90,7 +90,7 @@ def wait(condition: Wait) -> None:
         return
     parent = greenlet.getcurrent().parent
     if parent is None:
-        raise fault("dead-lock (GG405): " + "; ".join(condition.texts()))
+        raise fault("dead-lock: " + "; ".join(condition.texts()), "GG405")
     run = machine()
     region, unit = run.region, run.unit
     while not condition.ready():

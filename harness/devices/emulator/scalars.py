@@ -46,10 +46,10 @@ def _common(symbol: str, a: Any, b: Any) -> DType:
         if not isinstance(operand, (int, float, Scalar)):
             raise fault(f"infix {symbol} is for scalars only, got {describe(operand)}: use the pl operation")
         if isinstance(operand, bool):
-            raise fault(f"infix {symbol} does not take a Bool operand")
+            raise fault(f"infix {symbol} does not take a Bool operand", "GG307")
     left, right = scalar_dtype(a), scalar_dtype(b)
     if left.is_float != right.is_float:
-        raise fault(f"infix {symbol} mixes {left} and {right}: cast one operand")
+        raise fault(f"infix {symbol} mixes {left} and {right}: cast one operand", "GG307")
     return right if right.bits > left.bits else left
 
 
@@ -83,7 +83,7 @@ def _integers(symbol: str, a: Any, b: Any, *, host: bool = False) -> tuple[int, 
     x, y = int(_value(a)), int(_value(b))
     if symbol in ("//", "%", "/"):
         if y == 0:
-            raise fault(f"integer division by zero: {x} {symbol} 0")
+            raise fault(f"integer division by zero: {x} {symbol} 0", "GG308")
         if (x < 0 or y < 0) and not host:
             machine().lint("GG301", f"{x} {symbol} {y} truncates toward zero on the device")
     return x, y, dtype

@@ -94,7 +94,7 @@ class View:
     def data(self) -> Torch:
         """The elements as a torch view that aliases the storage."""
         if self.storage.dead is not None:
-            raise fault(f"{self.name} is used after {self.storage.dead}")
+            raise fault(f"{self.name} is used after {self.storage.dead}", "GG503")
         if self._data is None:
             flat = self.storage.data
             # as_strided counts from the start of torch's memory, which host data need not start at.
@@ -111,7 +111,7 @@ class View:
     def check_writable(self) -> None:
         """Raise when this is a plain input of the entry; every op that writes GM calls it first."""
         if self.storage.readonly:
-            raise fault(f"write to the plain input {self.name}: declare it pl.Out or pl.InOut (GG303)")
+            raise fault(f"write to the plain input {self.name}: declare it pl.Out or pl.InOut", "GG303")
 
     def check_window(self, offsets: Sequence[int], shape: Sequence[int], what: str) -> None:
         """Raise unless the window lies inside this view; the message names axis and extents."""
@@ -121,7 +121,8 @@ class View:
             if start < 0 or (count > 0 and start + count > extent):
                 raise fault(
                     f"{what} of {self.name}{list(self.shape)} is out of bounds: axis {axis}, "
-                    f"elements {start}..{start + count - 1} of {extent}"
+                    f"elements {start}..{start + count - 1} of {extent}",
+                    "GG501",
                 )
 
     def _window(self, offsets: Sequence[int]) -> int:
@@ -261,7 +262,7 @@ class Array:
     def _position(self, index: object) -> int:
         position = as_int(index, "array index")
         if not 0 <= position < len(self.cells):
-            raise fault(f"array index {position} is outside 0..{len(self.cells) - 1}")
+            raise fault(f"array index {position} is outside 0..{len(self.cells) - 1}", "GG501")
         return position
 
 

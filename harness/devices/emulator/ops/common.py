@@ -50,8 +50,10 @@ def _vector_problems(shape: tuple[int, ...], dtype: DType) -> tuple[tuple[str, s
 
 
 def check_vector(shape: tuple[int, ...], dtype: DType) -> None:
-    """Record what 3.12 forbids about a Vec tile."""
+    """Record what 3.12 forbids about a Vec tile. Raises for one that exceeds the whole memory (appendix C)."""
     for code, message in _vector_problems(shape, dtype):
+        if code == "GG102":
+            raise fault(message, code)
         machine().lint(code, message)
 
 
@@ -113,7 +115,8 @@ def scalar_for(value: int | float | Scalar, dtype: DType, name: str) -> int | fl
     if not dtype.is_float:
         if own.is_float:
             raise fault(
-                f"pl.{name}: {describe(value)} meets a {dtype} tile; nothing promotes it, cast the tile to pl.FP32"
+                f"pl.{name}: {describe(value)} meets a {dtype} tile; nothing promotes it, cast the tile to pl.FP32",
+                "GG211",
             )
         bits = dtype.bits
         wrapped = int(number) & ((1 << bits) - 1)
@@ -258,4 +261,4 @@ def refuse_taint(value: Torch | None, name: str, what: str) -> None:
         return
     index = tuple(int(i) for i in torch.nonzero(value)[0])
     origin = machine().origin_text(int(value[index]))
-    raise fault(f"pl.{name}: {what}[{', '.join(map(str, index))}] is undefined: {origin}")
+    raise fault(f"pl.{name}: {what}[{', '.join(map(str, index))}] is undefined: {origin}", "GG502")

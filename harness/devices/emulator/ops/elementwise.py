@@ -51,12 +51,13 @@ def _row_broadcast(left: Tile, right: Tile, name: str) -> Tile:
         if left.shape[-1] == 1:
             raise fault(
                 f"pl.{name}: {list(left.shape)} with {list(right.shape)}: the device exchanges the operands of an "
-                f"implicit row broadcast; write pl.row_expand_{name} with the matrix first"
+                f"implicit row broadcast; write pl.row_expand_{name} with the matrix first",
+                "GG210",
             )
     hint = ""
     if len(left.shape) == len(right.shape) and right.shape == (*(1,) * (len(left.shape) - 1), left.shape[-1]):
         hint = f"; a [1, N] operand needs pl.col_expand_{name}"
-    raise fault(f"pl.{name}: shapes {list(left.shape)} and {list(right.shape)} differ{hint}")
+    raise fault(f"pl.{name}: shapes {list(left.shape)} and {list(right.shape)} differ{hint}", "GG210")
 
 
 def binary(

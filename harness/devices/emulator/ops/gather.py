@@ -76,7 +76,8 @@ def checked_index(index: Tile, extent: int, name: str) -> Torch:
         at = tuple(int(i) for i in torch.nonzero(bad)[0])
         raise fault(
             f"pl.{name}: index {index.name}[{', '.join(map(str, at))}] = {int(positions[at])} "
-            f"is out of bounds 0..{extent - 1}"
+            f"is out of bounds 0..{extent - 1}",
+            "GG501",
         )
     return positions
 

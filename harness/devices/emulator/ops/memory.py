@@ -305,7 +305,9 @@ def _cell(x: object, index: object, name: str) -> tuple[Tensor | Tile, tuple[int
         raise fault(f"pl.{name}: {x.name}{list(x.shape)} needs {len(x.shape)} indices, got {len(position)}")
     for axis, (i, extent) in enumerate(zip(position, x.shape, strict=True)):
         if not 0 <= i < extent:
-            raise fault(f"pl.{name} of {x.name}{list(x.shape)} is out of bounds: axis {axis}, index {i} of {extent}")
+            raise fault(
+                f"pl.{name} of {x.name}{list(x.shape)} is out of bounds: axis {axis}, index {i} of {extent}", "GG501"
+            )
     return x, position
 
 
@@ -317,12 +319,12 @@ def read(x: Tensor | Tile, index: object) -> Scalar | int | bool:
         touch(view.window(position, (1,) * len(position)), write=False)
     at = view.offset + sum(i * s for i, s in zip(position, view.strides, strict=True))
     if view.storage.dead is not None:
-        raise fault(f"{view.name} is used after {view.storage.dead}")
+        raise fault(f"{view.name} is used after {view.storage.dead}", "GG503")
     if view.storage.taint is not None:
         mark = int(view.storage.taint[at])
         if mark:
             where = ", ".join(map(str, position))
-            raise fault(f"pl.read: {view.name}[{where}] is undefined: {machine().origin_text(mark)}")
+            raise fault(f"pl.read: {view.name}[{where}] is undefined: {machine().origin_text(mark)}", "GG502")
     value = view.storage.data[at].item()
     if view.dtype is BOOL:
         return bool(value)
@@ -341,7 +343,7 @@ def write(x: Tensor | Tile, index: object, value: Scalar | int | float | bool) -
     if not isinstance(value, Scalar) and given is not view.dtype and not (given is INDEX and view.dtype is INT64):
         raise fault(f"pl.write: {describe(value)} into {view.name} of {view.dtype}; cast it first")
     if view.storage.dead is not None:
-        raise fault(f"{view.name} is used after {view.storage.dead}")
+        raise fault(f"{view.name} is used after {view.storage.dead}", "GG503")
     if isinstance(view, Tensor):
         touch(view.window(position, (1,) * len(position)), write=True)
     at = view.offset + sum(i * s for i, s in zip(position, view.strides, strict=True))
