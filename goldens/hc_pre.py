@@ -83,7 +83,7 @@ def _sinkhorn(comb: Tensor, iters: int, hc_eps: float) -> Tensor:
                 rows += plane
             planes /= rows.add_(hc_eps).unsqueeze(1)
         planes /= _pairs(list(over_in)) + hc_eps
-    return planes.permute(2, 0, 1)
+    return planes.permute(2, 0, 1).contiguous()
 
 
 def _pairs(terms: list[Tensor]) -> Tensor:

@@ -30,6 +30,7 @@ def test_inputs_are_left_alone_and_outputs_are_new(op):
     found = run(op, inputs)
     storages = {v.untyped_storage().data_ptr() for v in inputs[0].values() if isinstance(v, torch.Tensor)}
     assert not storages & {v.untyped_storage().data_ptr() for v in found.values()}
+    assert all(v.is_contiguous() for v in found.values())
     for name, value in inputs[0].items():
         assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name]
 
