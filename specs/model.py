@@ -16,6 +16,8 @@ from specs.errors import SpecError, unknown
 EP_WORLD_SIZES = (2, 4, 8)
 """Expert-parallel worlds that the kernels are built for (contracts/dense.md, 1.4)."""
 
+TP_SIZES = (2, 4, 8)
+"""Worlds that the vocabulary of the LM head is sharded over (contracts/dense.md, 1.4)."""
 
 MAY_BE_ZERO = (
     "num_hash_layers",
@@ -148,20 +150,25 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Deployment:
-    """How many tokens a rank handles at once, and how many ranks share the experts. Raises SpecError."""
+    """How many tokens a rank handles at once, and how many ranks share the experts and the vocabulary.
+
+    Raises SpecError.
+    """
 
     name: str
     batch: int
     seq: int
     ep_world_size: int = 8
+    tp_size: int = 2
 
     def __post_init__(self) -> None:
-        for field in ("batch", "seq", "ep_world_size"):
+        for field in ("batch", "seq", "ep_world_size", "tp_size"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SpecError(f"deployment {self.name}: {field} is {value!r}, expected an int >= 1")
-        if self.ep_world_size not in EP_WORLD_SIZES:
-            raise SpecError(f"deployment {self.name}: ep_world_size is {self.ep_world_size}, expected 2, 4 or 8")
+        for field, sizes in (("ep_world_size", EP_WORLD_SIZES), ("tp_size", TP_SIZES)):
+            if getattr(self, field) not in sizes:
+                raise SpecError(f"deployment {self.name}: {field} is {getattr(self, field)}, expected 2, 4 or 8")
 
     @property
     def tokens(self) -> int:
@@ -294,3 +301,6 @@ DEPLOYMENTS: dict[str, Deployment] = {
         Deployment("prefill", 1, 128),
     )
 }
+
+TOKENS_MAX = max(deployment.tokens for deployment in DEPLOYMENTS.values())
+"""Rows that scratch and windows of any deployment have room for (contracts/dense.md, 1.3)."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import specs.ops
 from specs.errors import SpecError, unknown
-from specs.model import DEPLOYMENTS, PRESETS, Deployment, ModelConfig
+from specs.model import DEPLOYMENTS, PRESETS, TOKENS_MAX, Deployment, ModelConfig
 from specs.streams import DrawContext
 from specs.tensors import Distribution, Number, ScalarSpec, TensorSpec
 
@@ -214,8 +214,8 @@ def all_ops() -> list[str]:
 def load_op(name: str, preset: str = "tiny", deployment: str = "decode", **overrides: Any) -> Op:
     """The op for a preset and a deployment.
 
-    overrides   any ModelConfig field; `tokens` (T); `ep_world_size` (2, 4 or 8). A smaller expert-parallel
-                world keeps the number of experts per rank and so has fewer experts in all
+    overrides   any ModelConfig field; `tokens` (T); `ep_world_size` and `tp_size` (2, 4 or 8). A smaller
+                expert-parallel world keeps the number of experts per rank and so has fewer experts in all
                 (contracts/dense.md, 1.4), unless `n_routed_experts` is given too.
 
     Raises SpecError: unknown names (with the known ones), and sizes that the op cannot do, with the reason.
@@ -249,10 +249,18 @@ def kernel_sizes(config: ModelConfig, deployment: Deployment) -> Mapping[str, in
             "SWIGLU_LIMIT": config.swiglu_limit,
             "N_HASH_LAYERS": config.num_hash_layers,
             "VOCAB": config.vocab_size,
+            "N_HEADS": config.num_attention_heads,
+            "HEAD_DIM": config.head_dim,
+            "ROPE_DIM": config.qk_rope_head_dim,
+            "NOPE_DIM": config.nope_head_dim,
+            "Q_LORA": config.q_lora_rank,
             "T": deployment.tokens,
+            "T_MAX": max(deployment.tokens, TOKENS_MAX),
             "EP_WORLD_SIZE": deployment.ep_world_size,
             "N_LOCAL": deployment.local_experts(config),
             "RECV_MAX": deployment.recv_max,
+            "TP_SIZE": deployment.tp_size,
+            "VOCAB_PER_TP": config.vocab_size // deployment.tp_size,
         }
     )
 
@@ -262,7 +270,8 @@ def _configured(
 ) -> tuple[ModelConfig, Deployment]:
     tokens = overrides.pop("tokens", None)
     ranks = overrides.pop("ep_world_size", None)
-    known = [*(name for name in config.__dataclass_fields__ if name != "name"), "tokens", "ep_world_size"]
+    shards = overrides.pop("tp_size", None)
+    known = [*(name for name in config.__dataclass_fields__ if name != "name"), "tokens", "ep_world_size", "tp_size"]
     for field_name in overrides:
         if field_name not in known:
             raise unknown("override", field_name, known)
@@ -272,6 +281,8 @@ def _configured(
         per_rank = deployment.local_experts(config)
         deployment = replace(deployment, ep_world_size=ranks)
         overrides.setdefault("n_routed_experts", per_rank * ranks)
+    if shards is not None:
+        deployment = replace(deployment, tp_size=shards)
     config = config.replace(**overrides)
     deployment.local_experts(config)
     return config, deployment

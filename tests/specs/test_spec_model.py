@@ -112,6 +112,8 @@ def test_rejects_deployments() -> None:
         DEPLOYMENTS["decode_mtp"].with_tokens(9)
     with pytest.raises(SpecError, match="ep_world_size is 3, expected 2, 4 or 8"):
         Deployment("d", 1, 1, 3)
+    with pytest.raises(SpecError, match="tp_size is 1, expected 2, 4 or 8"):
+        Deployment("d", 1, 1, tp_size=1)
     with pytest.raises(SpecError, match="batch is 0"):
         Deployment("d", 0, 1)
     with pytest.raises(SpecError, match="n_routed_experts 12 does not divide over ep_world_size 8"):

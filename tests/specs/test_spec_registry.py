@@ -105,6 +105,18 @@ def test_a_smaller_world_keeps_the_experts_per_rank() -> None:
         load_op("gate", ep_world_size=16)
 
 
+@pytest.mark.parametrize("shards", [2, 4, 8])
+def test_the_vocabulary_is_sharded_over_the_world_asked_for(shards: int) -> None:
+    sizes = load_op("gate", "flash", tp_size=shards).sizes
+    assert (sizes["TP_SIZE"], sizes["VOCAB_PER_TP"]) == (shards, {2: 64640, 4: 32320, 8: 16160}[shards])
+    assert sizes["N_LOCAL"] == 32  # the experts' world is another
+
+
+def test_windows_have_room_for_every_deployment() -> None:
+    assert load_op("gate").sizes["T_MAX"] == 128
+    assert load_op("gate", deployment="prefill", tokens=256).sizes["T_MAX"] == 256
+
+
 def test_epsilons_are_separate_overrides() -> None:
     op = load_op("hc_pre", hc_eps=1e-3, rms_norm_eps=1e-5)
     assert (op.parameters["hc_eps"], op.parameters["rms_eps"]) == (1e-3, 1e-5)
