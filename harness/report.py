@@ -159,7 +159,7 @@ def _span(numbers: set[int]) -> str:
 
 def table(verdicts: Sequence[Verdict], *, each: bool = False) -> str:
     """The table of results, its columns as HEADERS. What a row shares with the one above it is said once."""
-    body: list[tuple[str, ...]] = []
+    body: list[tuple[str | int, ...]] = []
     above: tuple[str, ...] = ()
     for row in rows(verdicts, each=each):
         group = (row.op, row.configuration, row.cases)

@@ -72,10 +72,9 @@ class EmulatorDevice:
         if kernel.entry.kind == "host":
             from harness.devices.emulator.host import execute_host  # it stands on this module
 
-            resident = {s.name: s.resident for s in op.signature if getattr(s, "resident", None) is not None}
-            return execute_host(
-                kernel.entry, inputs, schedule, kernel.files, world=op.world, residency=resident
-            )
+            modes = {s.name: getattr(s, "resident", None) for s in op.signature}
+            resident = {name: mode for name, mode in modes.items() if mode is not None}
+            return execute_host(kernel.entry, inputs, schedule, kernel.files, world=op.world, residency=resident)
         return execute(kernel.entry, dict(inputs), schedule, files=kernel.files)
 
 
@@ -190,9 +189,7 @@ def _check_tensor(entry: KernelFunction, parameter: Parameter, value: Any, dims:
         expected = dims.setdefault(dim.name, actual) if isinstance(dim, DynVar) else dim
         if actual != expected:
             words = f"{dim.name} = {expected}" if isinstance(dim, DynVar) else str(expected)
-            raise entry.refuse(
-                f"{parameter.name}: axis {axis} is declared {words}, the input has shape {list(shape)}"
-            )
+            raise entry.refuse(f"{parameter.name}: axis {axis} is declared {words}, the input has shape {list(shape)}")
 
 
 def _tensor_in(parameter: Parameter, kind: TensorType, value: Any) -> Tensor:
@@ -218,9 +215,7 @@ def _check_parameters(entry: KernelFunction, op: Op) -> None:
     actual = [p.name for p in entry.parameters]
     for position, (want, have) in enumerate(zip(expected, actual, strict=False)):
         if want != have:
-            raise entry.refuse(
-                f"parameter {position + 1} of {entry.name} is {have!r}, {op.name} expects {want!r}"
-            )
+            raise entry.refuse(f"parameter {position + 1} of {entry.name} is {have!r}, {op.name} expects {want!r}")
     if len(expected) != len(actual):
         raise entry.refuse(
             f"{entry.name} has {len(actual)} parameters, {op.name} expects {len(expected)}: {', '.join(expected)}"
@@ -230,9 +225,7 @@ def _check_parameters(entry: KernelFunction, op: Op) -> None:
         direction = parameter.type.direction if isinstance(parameter.type, TensorType) else "in"
         role = roles.get(parameter.name, "in")
         if (role == "in") != (direction == "in"):
-            raise entry.refuse(
-                f"{parameter.name} is {direction!r} in {entry.name}, {op.name} declares it {role!r}"
-            )
+            raise entry.refuse(f"{parameter.name} is {direction!r} in {entry.name}, {op.name} declares it {role!r}")
 
 
 def _as_fault(error: Exception, machine: Machine) -> KernelFault:
@@ -244,6 +237,4 @@ def _as_fault(error: Exception, machine: Machine) -> KernelFault:
             file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
         trace = trace.tb_next
     text = str(error) or type(error).__name__
-    return KernelFault(
-        file, line, text if isinstance(error, TypeError) else f"{type(error).__name__}: {text}"
-    )
+    return KernelFault(file, line, text if isinstance(error, TypeError) else f"{type(error).__name__}: {text}")
