@@ -91,9 +91,9 @@ class Expressions:
                 self.refuse(node, f"{node.id} is a value, not a function")
             return self._global(node)
         if isinstance(node, ast.Attribute):
-            root = node
+            root: ast.expr = node
             while isinstance(root, ast.Attribute):
-                root = root.value  # type: ignore[assignment]
+                root = root.value
             if isinstance(root, ast.Name) and root.id in self.locals:
                 return None
             return self._path(node)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from harness.devices.base import Finding
@@ -79,11 +80,11 @@ class Machine:
 
     def where(self) -> tuple[str, int]:
         """File and line of the innermost kernel frame; ("<kernel>", 0) outside a kernel."""
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code.co_filename in self.files:
                 return frame.f_code.co_filename, frame.f_lineno
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return "<kernel>", 0
 
     def origin(self, text: str) -> int:
