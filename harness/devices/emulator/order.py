@@ -3,8 +3,11 @@
 A *unit* is a stretch of execution with one place in the order: a block of a task, a lane, a task, the orchestrating code of a
 rank. Every source line at which a unit touches memory is a *site*, numbered in the order of appearance. A unit knows the
 sites that happened before it, as a bit set; dependencies, barriers, notifies and waits hand knowledge on. Each storage
-remembers, per element, the site that wrote it last and the site that read it last. An access to an element whose last
-writer (for a write: or reader) the unit does not know is a race, whatever order this run happened to take.
+remembers, per element, the site that wrote it last and the site that read it last (its *shadow*). An access to an element
+whose last writer (for a write: or reader) the unit does not know is a race, whatever order this run happened to take.
+
+Two short cuts keep this cheap and change no answer: a storage also keeps the set of all sites that may stand in its shadow,
+so that a unit that knows them all need not look; and a window that one site wrote or read as a whole needs one look.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from harness.devices.emulator.values import Storage, View
 
 NOBODY = 0
 SEVERAL = 1  # readers that are not ordered among themselves
+_READER_SHIFT = 32  # a shadow element is writer | reader << 32
+_WRITER = (1 << _READER_SHIFT) - 1
 
 
 @dataclass(frozen=True)
@@ -67,34 +72,59 @@ class Order:
         storage = view.storage
         if storage.readonly:
             return None
-        if storage.writer is None:
-            _track(storage)
-        writer, reader = _shadows(view)
         site = self._site(unit, file, line, atomic=False)
+        shadow = _shadow(view)
+        if not shadow.numel():
+            return None
+        storage.readers |= 1 << site
+        if not (storage.writers | storage.readers) & ~unit.known:
+            shadow.bitwise_and_(_WRITER).bitwise_or_(site << _READER_SHIFT)
+            return None
+        low, high = (int(end) for end in shadow.aminmax())
+        if low == high:
+            writer, reader = low & _WRITER, low >> _READER_SHIFT
+            newest = site if unit.known >> reader & 1 else SEVERAL
+            storage.readers |= 1 << newest
+            shadow.fill_(writer | newest << _READER_SHIFT)
+            return None if unit.known >> writer & 1 else Race("write-read", self.sites[writer], storage.name, 0)
         ordered = self._ordered(unit)
-        race = self._conflict("write-read", ordered, writer, storage)
-        earlier = _look_up(ordered, reader)
-        if bool(earlier.all()):
-            reader.fill_(site)
-        else:
-            reader.copy_(torch.where(earlier, site, SEVERAL))
+        writers = shadow & _WRITER
+        race = self._conflict("write-read", ordered, writers, storage)
+        newest_each = torch.where(_look_up(ordered, shadow >> _READER_SHIFT), site, SEVERAL)
+        storage.readers |= 1 << SEVERAL
+        shadow.copy_(writers | newest_each << _READER_SHIFT)
         return race
 
     def write(self, unit: Unit, view: View, file: str, line: int, *, atomic: bool = False) -> Race | None:
         """Record a write of every element of `view`. Atomic additions do not conflict with one another."""
         storage = view.storage
-        if storage.writer is None:
-            _track(storage)
-        writer, reader = _shadows(view)
         site = self._site(unit, file, line, atomic=atomic)
+        shadow = _shadow(view)
+        if not shadow.numel():
+            return None
+        race = None
+        if (storage.writers | storage.readers) & ~unit.known:
+            race = self._unordered(unit, shadow, storage, atomic=atomic)
+        shadow.fill_(site)
+        if shadow.numel() == storage.data.numel():  # nothing older is left
+            storage.writers, storage.readers = 1 << site, 1 << NOBODY
+        else:
+            storage.writers |= 1 << site
+        return race
+
+    def _unordered(self, unit: Unit, shadow: Torch, storage: Storage, *, atomic: bool) -> Race | None:
+        """The first element that a write to `shadow` must not touch yet, if there is one."""
+        low, high = (int(end) for end in shadow.aminmax())
+        if low == high:
+            writer, reader = low & _WRITER, low >> _READER_SHIFT
+            if not (unit.known >> writer & 1 or (atomic and self._atomic[writer])):
+                return Race("write-write", self.sites[writer], storage.name, 0)
+            return None if unit.known >> reader & 1 else Race("read-write", self.sites[reader], storage.name, 0)
         ordered = self._ordered(unit)
         fine = ordered | torch.from_numpy(self._atomic) if atomic else ordered
-        race = self._conflict("write-write", fine, writer, storage) or self._conflict(
-            "read-write", ordered, reader, storage
+        return self._conflict("write-write", fine, shadow & _WRITER, storage) or self._conflict(
+            "read-write", ordered, shadow >> _READER_SHIFT, storage
         )
-        writer.fill_(site)
-        reader.fill_(NOBODY)
-        return race
 
     def _site(self, unit: Unit, file: str, line: int, *, atomic: bool) -> int:
         key = (file, line, atomic)
@@ -134,20 +164,14 @@ class Order:
         return Race(kind, self.sites[int(shadow.reshape(-1)[place])], storage.name, place)
 
 
-def _look_up(table: Torch, shadow: Torch) -> Torch:
-    # index_select takes INT32 indices and is an order of magnitude faster than table[shadow] on small windows
-    return table.index_select(0, shadow.reshape(-1)).view(shadow.shape)
+def _look_up(table: Torch, sites: Torch) -> Torch:
+    # index_select is an order of magnitude faster than table[sites] on small windows
+    return table.index_select(0, sites.reshape(-1)).view(sites.shape)
 
 
-def _track(storage: Storage) -> None:
-    storage.writer = torch.zeros(storage.data.numel(), dtype=torch.int32)
-    storage.reader = torch.zeros(storage.data.numel(), dtype=torch.int32)
-
-
-def _shadows(view: View) -> tuple[Torch, Torch]:
-    """Last writer and last reader per element, as aliasing views."""
-    writer, reader = view.storage.writer, view.storage.reader
-    assert writer is not None
-    assert reader is not None
-    at = (view.shape, view.strides, view.offset)
-    return torch.as_strided(writer, *at), torch.as_strided(reader, *at)
+def _shadow(view: View) -> Torch:
+    """Last writer and last reader per element, as an aliasing view."""
+    storage = view.storage
+    if storage.shadow is None:
+        storage.shadow = torch.zeros(storage.data.numel(), dtype=torch.int64)
+    return torch.as_strided(storage.shadow, view.shape, view.strides, view.offset)

@@ -34,20 +34,27 @@ def poison(count: int, dtype: DType) -> Torch:
 
 
 class Storage:
-    """A flat buffer of one element type with its taint. `data` is never replaced, so views of it stay valid."""
+    """A flat buffer of one element type with its taint. Its memory is never replaced, so views of it stay valid."""
 
-    __slots__ = ("data", "dead", "dtype", "name", "reader", "readonly", "space", "taint", "writer")
+    __slots__ = ("_data", "dead", "dtype", "name", "readers", "readonly", "shadow", "space", "taint", "writers")
 
     def __init__(self, data: Torch, dtype: DType, name: str, space: str) -> None:
-        self.data = data
+        self._data = data
         self.taint: Torch | None = None
         self.dtype = dtype
         self.name = name
         self.space = space
         self.dead: str | None = None  # why it may no longer be used (scope ended)
-        self.writer: Torch | None = None  # per element the site that wrote it last (order.Order), None before the first
-        self.reader: Torch | None = None
+        self.shadow: Torch | None = None  # per element who wrote and read it last (order.Order), None before the first
+        self.writers = self.readers = 1  # sites that may stand in the shadow, as bit sets; 1: nobody
         self.readonly = False  # a plain input of the entry: a write to it never reaches the host
+
+    @property
+    def data(self) -> Torch:
+        """The elements, flat. Given in another (dense) shape, they are flattened when somebody first asks."""
+        if self._data.dim() != 1:
+            self._data = self._data.view(-1)
+        return self._data
 
     @classmethod
     def undefined(cls, count: int, dtype: DType, name: str, space: str) -> Storage:
@@ -171,7 +178,7 @@ class Tile(View):
         space: str = "Vec",
     ) -> None:
         super().__init__(storage, dtype, shape, strides, offset)
-        self.valid = tuple(shape if valid is None else valid)
+        self.valid = self.shape if valid is None else tuple(valid)
         self.space = space
 
     @classmethod
@@ -187,10 +194,11 @@ class Tile(View):
     ) -> Tile:
         """A tile that owns `data`, a fresh tensor of the physical shape. `taint`, if any, has the same shape."""
         data = data.contiguous()
-        storage = Storage(data.reshape(-1), dtype, name, space)
+        storage = Storage(data, dtype, name, space)
         if taint is not None and bool(taint.any()):
             storage.taint = taint.to(torch.int32).contiguous().reshape(-1)
-        tile = cls(storage, dtype, data.shape, row_major(tuple(data.shape)), 0, valid, space)
+        shape = tuple(data.shape)
+        tile = cls(storage, dtype, shape, row_major(shape), 0, valid, space)
         tile._data = data
         return tile
 
