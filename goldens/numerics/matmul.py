@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldens.numerics.reduce import halves
+from goldens.numerics.exact import rounded_sums, settle
 
-_SPAN = 512  # columns of K at a time: a short sum has a small error bound, and its FP64 operands stay in the cache
+_SPAN = 1024  # columns of K at a time: a short sum has a small error bound, and its FP64 operands stay in the cache
 _BLOCK = 256  # doubtful dot products settled at a time; bounds the memory
-_HALF_ULP = 2.0**-53  # of FP64: the relative error of one operation
 
 
 def int8_matmul(a: Tensor, b_t: Tensor) -> Tensor:
@@ -58,14 +57,14 @@ def fp32_matmul(a: Tensor, b_t: Tensor, order: Literal["exact"] = "exact") -> Te
     # In any order a sum of n terms is off by at most (n - 1) u sum|term|, to first order, with u = 2^-53. So
     # |error| <= (span + number of spans) u sum|a_k b_k|, and sum|a_k b_k| <= |a| |b|; 16 covers what is left.
     steps = min(k, _SPAN) + -(-k // _SPAN) + 16
-    result, doubtful = _settle(total, steps, _norm(a) * _norm(b_t).mT)
+    result, doubtful = settle(total, steps, _norm(a) * _norm(b_t).mT)
     if doubtful is not None:
         # Rows of both operands, laid out [..., M, N, K] without a copy.
         shape = (*result.shape, k)
         left = a.unsqueeze(-2).expand(shape)[doubtful]
         right = b_t.unsqueeze(-3).expand(shape)[doubtful]
         blocks = zip(torch.split(left, _BLOCK), torch.split(right, _BLOCK), strict=True)
-        result[doubtful] = torch.cat([_rounded_sums(x.double() * y.double()) for x, y in blocks])
+        result[doubtful] = torch.cat([rounded_sums(x.double() * y.double()) for x, y in blocks])
     return result
 
 
@@ -85,21 +84,6 @@ def _fp64_products(a: Tensor, b_t: Tensor) -> Tensor:
     return total
 
 
-def _settle(total: Tensor, steps: float, magnitude: Tensor) -> tuple[Tensor, Tensor | None]:
-    """FP64 sums rounded to FP32, and where that is in doubt (None: nowhere).
-
-    `total` is off by at most steps * 2^-53 * magnitude. Not finite sums are not in doubt: any order gives them.
-    """
-    bound = magnitude * (steps * _HALF_ULP)
-    below = (total - bound).float()
-    above = total.add(bound).float()
-    doubtful = below != above
-    if not bool(doubtful.any()):
-        return above, None
-    above = torch.where(bound.isfinite(), above, total.float())
-    return above, doubtful & bound.isfinite()
-
-
 def _norm(x: Tensor) -> Tensor:
     """Upper bounds of the Euclidean norms of the rows, FP64 [..., 1]."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).double()
@@ -109,35 +93,3 @@ def _norm(x: Tensor) -> Tensor:
         rows = unsafe.squeeze(-1)
         norm[rows] = torch.linalg.vector_norm(x[rows], dim=-1, keepdim=True, dtype=torch.float64)
     return norm * (1.0 + x.shape[-1] * 2.0**-23)
-
-
-def _rounded_sums(terms: Tensor) -> Tensor:
-    """Row sums of FP64 `terms` [F, K], rounded once to FP32 [F]."""
-    depth = terms.shape[1].bit_length()
-    total = halves(terms)
-    # A level of the tree adds a term at most twice (where an odd one joins). The sum of magnitudes is nearly exact.
-    result, doubtful = _settle(total, 2 * depth, halves(terms.abs()) * (1.0 + 2.0**-40))
-    if doubtful is not None:
-        rows = doubtful.squeeze(1)
-        result[rows] = _doubled_sums(terms[rows]).unsqueeze(1)
-    return result.squeeze(1)
-
-
-def _doubled_sums(terms: Tensor) -> Tensor:
-    """Row sums of FP64 `terms` [F, K], kept as high + low (Knuth's two-sum), rounded once to FP32 [F]."""
-    high, low = terms, torch.zeros_like(terms)
-    while (n := high.shape[-1]) > 1:
-        half = n // 2
-        left, right = high[:, :half], high[:, half : 2 * half]
-        total = left + right
-        shadow = total - left
-        error = (left - (total - shadow)) + (right - shadow)
-        low = torch.cat([low[:, :half] + low[:, half : 2 * half] + error, low[:, 2 * half :]], dim=1)
-        high = torch.cat([total, high[:, 2 * half :]], dim=1)
-    total = high + low
-    left_over = (low - (total - high)).squeeze(1)
-    total = total.squeeze(1)
-    # FP64 then FP32 would round twice. Rounding to odd first keeps on which side of a tie the sum lies.
-    even = (total.view(torch.int64) & 1) == 0
-    onward = torch.nextafter(total, torch.full_like(total, torch.inf).copysign(left_over))
-    return torch.where((left_over != 0) & even, onward, total).float()

@@ -1,13 +1,15 @@
 """Row sums of FP32 in a stated order (contracts/dense.md 2.3, contracts/pypto_dsl.md 3.10).
 
-Only element-wise additions are used: the order is the one written, whatever the number of threads.
+Only element-wise additions are used: the order is the one written, whatever the number of threads. The exact
+sum needs no order.
 """
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from goldens.numerics.exact import rounded_sums, settle
 
 Order = Literal["exact", "device", "sequential", "pairwise"]
 
@@ -17,7 +19,7 @@ _LANES = 64  # FP32 lanes of the vector unit
 def row_sum(x: Tensor, order: Order = "exact") -> Tensor:
     """Sum FP32 `x` [..., n] over the last axis: FP32 [..., 1].
 
-    `exact` adds in FP64 and rounds once: the centre of all legal orders. `sequential` adds left to right.
+    `exact` is the exact sum, rounded once: the centre of all legal orders. `sequential` adds left to right.
     `pairwise` adds adjacent pairs until one is left, an odd one out waits for the next round: (x0+x1)+(x2+x3)
     for n = 4. `device` is the order of A2/A3: blocks of 64 columns are added lane by lane in adjacent pairs,
     then the 64 lanes pairwise. Raises ValueError for another order or an empty row.
@@ -25,7 +27,7 @@ def row_sum(x: Tensor, order: Order = "exact") -> Tensor:
     if x.shape[-1] == 0:
         raise ValueError("row_sum of an empty row")
     if order == "exact":
-        return halves(x.double()).float()
+        return _exactly(x)
     if order == "sequential":
         return _left_to_right(x)
     if order == "pairwise":
@@ -41,10 +43,20 @@ def chunked_sum(x: Tensor, chunk: int, order: Order = "exact") -> Tensor:
     The last chunk is shorter where `chunk` does not divide n.
     """
     whole, rest = x.shape[-1] // chunk * chunk, x.shape[-1] % chunk
-    sums = [row_sum(x[..., :whole].unflatten(-1, (-1, chunk)), order).squeeze(-1)] if whole else []
+    sums = [row_sum(x[..., :whole].reshape(*x.shape[:-1], -1, chunk), order).squeeze(-1)] if whole else []
     if rest:
         sums.append(row_sum(x[..., whole:], order))
     return _left_to_right(torch.cat(sums, dim=-1))
+
+
+def _exactly(x: Tensor) -> Tensor:
+    wide = x.double()
+    total = wide.sum(dim=-1, keepdim=True)
+    # In any order the sum is off by at most (n - 1) u sum|x|; the sum of magnitudes by no more, relatively.
+    result, doubtful = settle(total, x.shape[-1] + 1, wide.abs().sum(dim=-1, keepdim=True))
+    if doubtful is not None:
+        result[doubtful] = rounded_sums(wide[doubtful.squeeze(-1)])
+    return result
 
 
 def _left_to_right(x: Tensor) -> Tensor:
@@ -53,22 +65,6 @@ def _left_to_right(x: Tensor) -> Tensor:
     for column in columns[1:]:
         total += column
     return total
-
-
-def halves(x: Tensor) -> Tensor:
-    """Sum of the last axis, [..., 1], by the fastest tree: each half is contiguous. An odd column joins the first.
-
-    In NumPy, whose additions are the same and whose calls cost half as much.
-    """
-    terms = x.numpy()
-    with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf is NaN here as in torch
-        while (n := terms.shape[-1]) > 1:
-            half = n // 2
-            total = terms[..., :half] + terms[..., half : 2 * half]
-            if n % 2:
-                total[..., :1] += terms[..., -1:]
-            terms = total
-    return torch.from_numpy(terms.copy())
 
 
 def _adjacent_pairs(x: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from specs.tensors import Distribution, Number, TensorSpec
 PIECE = 1 << 20
 """Elements per stream of a long tensor."""
 
+Item = TypeVar("Item")
 Fill = Callable[[np.random.Generator, np.ndarray], Any]
 
 
@@ -143,12 +144,17 @@ def _filled(ctx: DrawContext, label: str, shape: tuple[int, ...], fill: Fill) ->
     def fill_piece(start: int) -> None:
         fill(ctx.rng(f"{label}#{start // PIECE}"), flat[start : start + PIECE])
 
-    if len(pieces) == 1:
-        fill_piece(0)
-    else:
-        with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as threads:
-            list(threads.map(fill_piece, pieces))
+    in_parallel(fill_piece, pieces)
     return torch.from_numpy(flat).reshape(shape)
+
+
+def in_parallel(work: Callable[[Item], None], items: Sequence[Item]) -> None:
+    """Call `work` on every item, on as many threads as there are processors. NumPy lets go of the interpreter."""
+    if len(items) == 1:
+        work(items[0])
+        return
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        list(threads.map(work, items))
 
 
 def require_float(distribution: Distribution, spec: TensorSpec) -> None:

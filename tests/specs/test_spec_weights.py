@@ -5,7 +5,15 @@ import torch
 
 from specs.distributions import MatchingScale, MxFp4Weight, MxFp8Weight
 from specs.distributions.basic import normals
-from specs.distributions.weights import FP4_GROUP, POOL_GROUPS, RARE, RAREST, fp4_round, power_of_two_above
+from specs.distributions.weights import (
+    FP4_GROUP,
+    POOL_GROUPS,
+    RARE,
+    RAREST,
+    e4m3_round,
+    fp4_round,
+    power_of_two_above,
+)
 from specs.errors import SpecError
 from specs.model import DEPLOYMENTS, FLASH
 from specs.streams import DrawContext
@@ -88,6 +96,17 @@ def test_decision_points_go_to_the_smaller_grid_value() -> None:
     assert rounded[2].tolist() == [0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
+def test_e4m3_rounding_is_the_cast_for_every_value_and_midpoint() -> None:
+    codes = torch.arange(0x7F, dtype=torch.uint8).view(torch.float8_e4m3fn).float()  # 0 to 448
+    middle = (codes[1:] + codes[:-1]) / 2
+    low, high = (torch.nextafter(middle, torch.tensor(end)) for end in (0.0, 500.0))
+    values = torch.cat([codes, middle, low, high])
+    values = torch.cat([values, -values])
+    rounded = values.clone()
+    e4m3_round(rounded.numpy())
+    assert torch.equal(rounded, values.to(torch.float8_e4m3fn).float())
+
+
 @pytest.mark.parametrize(
     ("x", "power"), [(0.5, 0.5), (0.5000001, 1.0), (1.0, 1.0), (0.75, 1.0), (3.0, 4.0), (0.0, 2.0**-66)]
 )
@@ -122,18 +141,19 @@ def statistics(codes: torch.Tensor, scales: torch.Tensor) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow  # 13 million weights, drawn both ways; run with -m slow
 def test_pooled_weights_have_the_statistics_of_the_literal_ones() -> None:
-    shape = (2, 768, 4096)
-    assert 2 * POOL_GROUPS < 2 * 768 * 4096 // 32
+    shape = (4, 768, 4096)
+    assert 4 * POOL_GROUPS < 4 * 768 * 4096 // 32 + 1
     pooled = statistics(*drawn(MxFp4Weight(2.47e-2), shape))
     torch_rng = torch.Generator().manual_seed(0)
     literal = statistics(*literal_routed(torch.randn(shape, generator=torch_rng), 2.47e-2))
     assert pooled["zeros"] == pytest.approx(literal["zeros"], abs=6e-4)
-    # A channel whose amax is 3 rather than 4 has codes a third larger; 1536 channels fix their share to 0.01.
-    assert pooled["code_std"] == pytest.approx(literal["code_std"], abs=0.5)
+    # A channel whose amax is 3 rather than 4 has codes a third larger; 3072 channels fix their share to 0.007.
+    assert pooled["code_std"] == pytest.approx(literal["code_std"], abs=0.35)
     assert pooled["kurtosis"] == pytest.approx(literal["kurtosis"], abs=0.03)
-    # One channel in 400 has amax 6; at this size the literal ones differ among seeds by 0.087 to 0.098.
-    assert pooled["scale_cv"] == pytest.approx(literal["scale_cv"], abs=0.015)
+    # One channel in 400 has amax 6: half as many channels differ among seeds by 0.087 to 0.098.
+    assert pooled["scale_cv"] == pytest.approx(literal["scale_cv"], abs=0.011)
     assert {pooled["levels"], literal["levels"]} <= {31, 32, 33}  # the highest levels need such a channel
     assert pooled["row_levels"] == pytest.approx(literal["row_levels"], abs=1.0)
     assert pooled["top_rows"] == literal["top_rows"] == 1.0
@@ -173,7 +193,7 @@ def test_shared_weights_have_the_contracts_figures(
 def test_experts_and_channels_differ_and_copies_are_only_groups() -> None:
     codes, _ = drawn(MxFp4Weight(2.47e-2), (4, 1024, 1024))
     rows = codes.reshape(-1, 1024)
-    assert len(torch.unique(rows.view(torch.int64), dim=0)) == len(rows)
+    assert len({row.tobytes() for row in rows.numpy()}) == len(rows)
     assert float((codes[0] == codes[1]).float().mean()) < 0.15
     groups = codes.reshape(-1, 32).view(torch.int64)
     assert len(torch.unique(groups, dim=0)) > POOL_GROUPS // 2
