@@ -424,6 +424,23 @@ def test_a_malformed_file_is_a_failed_result(
     assert text in str(result.error)
 
 
+class Payload:
+    """Something that writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.path, "executed")
+
+
+def test_reading_a_snapshot_executes_nothing(kernels, snapshot: Path, tmp_path: Path) -> None:
+    torch.save(Payload(tmp_path / "trace"), snapshot / "in" / "x.pt")
+    result = run_jit(kernels["scale"], scale_specs(), golden_data=snapshot)
+    assert not result.passed
+    assert not (tmp_path / "trace").exists()
+
+
 def test_a_cached_scalar_replaces_the_given_one_and_is_noted(kernels, snapshot: Path, capsys) -> None:
     assert run_jit(kernels["scale"], scale_specs(5.0), golden_data=snapshot).passed
     assert any(line.startswith("note: the snapshot's factor = 2.0 replaces 5.0") for line in lines(capsys))

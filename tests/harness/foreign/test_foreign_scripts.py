@@ -64,7 +64,32 @@ def add_with(scripts: Scripts, old: str, new: str, name: str = "add.py") -> Path
 
 
 def test_there_are_complete_scripts() -> None:
-    assert len(list(COMPLETE.glob("*.py"))) >= 5
+    assert len(list(COMPLETE.glob("*.py"))) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "text"),
+    [
+        ("softmax_rows", "pl.row_sum(weight)", "pl.row_max(weight)", "'y' FAIL"),
+        ("layer_norm", "pl.mul(squares, INV)", "squares", "'y' FAIL"),
+        ("matmul_epilogue", "pl.range(1, K // TILE_K)", "pl.range(2, K // TILE_K)", "'y' FAIL"),
+        ("topk_rows", "merged[0:1, 0 : 2 * K]", "merged[0:1, 2 : 2 * K + 2]", "'values' FAIL"),
+        ("transpose", "[0, row])", "[0, 0])", "GG401"),
+        ("flash_attention", "pl.mul(mass, decay)", "mass", "'o' FAIL"),
+        ("prefix_sum", "pl.row_expand_add(inside, before)", "inside", "'y' FAIL"),
+        ("histogram", "atomic=pl.AtomicType.Add", "atomic=pl.AtomicType.None_", "GG401"),
+        ("all_reduce", "pld.system.wait(arrived, [peer, 0], 1, cmp=pld.WaitCmp.Ge)", "pass", "GG404"),
+        ("ring_exchange", "(rank + 1) % RANKS", "(rank + 2) % RANKS", "'y' FAIL"),
+    ],
+)
+def test_a_complete_script_can_fail(
+    scripts: Scripts, capsys, name: str, old: str, new: str, text: str
+) -> None:
+    source = (COMPLETE / f"{name}.py").read_text()
+    assert source.count(old) == 1
+    scripts.write(f"{name}.py", source.replace(old, new))
+    assert scripts.run(f"{name}.py") == 1
+    assert text in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("schedule", [0, 7])
@@ -399,7 +424,9 @@ def test_the_process_is_left_as_it_was(scripts: Scripts, capsys, ending: str) ->
         {ending}
         """,
     )
+    cwd = os.getcwd()
     scripts.run("spoil.py", "-x")  # the first run may load installed modules, which stay
+    assert os.getcwd() == cwd
     before = state()
     scripts.run("spoil.py", "-x")
     assert state() == before

@@ -59,8 +59,12 @@ def golden_layer_norm(tensors):
 
 def specs():
     return [
-        TensorSpec("x", [ROWS, FEATURES], torch.bfloat16, init_value=lambda: 3 * torch.randn(ROWS, FEATURES) + 1),
-        TensorSpec("gain", [1, FEATURES], torch.float32, init_value=lambda: 1 + 0.1 * torch.randn(1, FEATURES)),
+        TensorSpec(
+            "x", [ROWS, FEATURES], torch.bfloat16, init_value=lambda: 3 * torch.randn(ROWS, FEATURES) + 1
+        ),
+        TensorSpec(
+            "gain", [1, FEATURES], torch.float32, init_value=lambda: 1 + 0.1 * torch.randn(1, FEATURES)
+        ),
         TensorSpec("bias", [1, FEATURES], torch.float32, init_value=torch.randn),
         TensorSpec("y", [ROWS, FEATURES], torch.bfloat16, is_output=True),
     ]
