@@ -20,7 +20,13 @@ from torch import Tensor
 
 from harness.devices.base import DeviceRun
 from harness.devices.emulator.functions import KernelFunction
-from harness.devices.emulator.program import SCHEDULE, CompiledProgram, direction, write_back
+from harness.devices.emulator.program import (
+    SCHEDULE,
+    CompiledProgram,
+    compile_program,
+    direction,
+    write_back,
+)
 from harness.devices.emulator.toolchain import BackendType, RunConfig, backend_of
 from harness.foreign import golden_snapshots as snapshots
 from harness.foreign.golden_compare import Comparator
@@ -69,6 +75,16 @@ class _Job:
     runtime_dir: str | Path | None
     save_data: bool
     jit: bool
+
+    @property
+    def entry(self) -> KernelFunction:
+        """The function to run: the program itself, or the entry of a `pl.program` class. Raises TypeError."""
+        entry = getattr(self.program, "entry", self.program)
+        if not isinstance(entry, KernelFunction):
+            raise TypeError(
+                f"{_name(self.program)} is no kernel of pypto.language: the emulator cannot run it"
+            )
+        return entry
 
     @property
     def outputs(self) -> list[TensorSpec]:
@@ -202,7 +218,7 @@ def _config(job: _Job) -> RunConfig:
         note(f"the emulator writes no diagnostics for {', '.join(wanted)}")
     platform = options.get("platform", job.compile_cfg.get("platform", "a2a3"))
     backend = backend_of(platform)
-    if getattr(job.program, "kind", None) == "host":
+    if job.entry.kind == "host":
         known = {f.name for f in fields(RunConfig)}
         for name in sorted(set(options) - known):
             note(f"the run option {name!r} is unknown and has no effect")
@@ -234,10 +250,6 @@ def _announce(config: RunConfig) -> None:
 
 def _compile(job: _Job, config: RunConfig) -> CompiledProgram:
     label = "JIT compile" if job.jit else "compile"
-    if not isinstance(job.program, KernelFunction):
-        raise TypeError(
-            f"{_name(job.program)} is no function under a pl.jit decorator: the emulator cannot run it"
-        )
     placeholders = [
         s.python_value if isinstance(s, ScalarSpec) else torch.empty(s.shape, dtype=s.dtype, device="meta")
         for s in job.specs
@@ -253,15 +265,15 @@ def _compile(job: _Job, config: RunConfig) -> CompiledProgram:
 
 
 def _compiled(job: _Job, placeholders: list[Any], config: RunConfig) -> CompiledProgram:
-    if job.program.kind == "host":  # bound by name: surplus specs are ignored
+    entry = job.entry
+    if entry.kind == "host":  # bound by name: surplus specs are ignored
         by_name = dict(zip((s.name for s in job.specs), placeholders, strict=True))
-        placeholders = [by_name[p.name] for p in job.program.parameters]
-    elif len(placeholders) != len(job.program.parameters):
-        raise job.program.refuse(
-            f"{job.program.name} takes {len(job.program.parameters)} arguments, there are {len(placeholders)} specs"
+        placeholders = [by_name[p.name] for p in entry.parameters]
+    elif len(placeholders) != len(entry.parameters):
+        raise entry.refuse(
+            f"{entry.name} takes {len(entry.parameters)} arguments, there are {len(placeholders)} specs"
         )
-    compiled: CompiledProgram = job.program.compile(*placeholders, config=config)
-    return compiled
+    return compile_program(entry, placeholders, config)
 
 
 def _inputs(job: _Job, data: Path) -> dict[str, Tensor | ScalarSpec]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,6 +214,20 @@ def test_run_takes_the_options_of_the_ir_compiler(kernels, tmp_path) -> None:
     assert result.passed
     assert result.work_dir == str(tmp_path / "build")
     assert (tmp_path / "build" / "data" / "in" / "x.pt").is_file()
+
+
+def test_run_takes_a_program_by_its_entry(kernels) -> None:
+    program = SimpleNamespace(name="Program", entry=kernels["scale"])  # what a pl.program class offers
+    result = run(program, scale_specs(), scale_golden, save_data=False)
+    assert result.passed
+    assert result.work_dir is not None
+    assert result.work_dir.startswith("build_output/Program_")
+
+
+@pytest.mark.parametrize("program", [lambda x: x, None, SimpleNamespace(entry=3)])
+def test_rejects_what_is_no_kernel(program: Any) -> None:
+    with pytest.raises(TypeError, match="is no kernel"):
+        run_jit(program, [])
 
 
 def test_log_level_is_consumed_and_checked(kernels, capsys) -> None:
