@@ -1,6 +1,7 @@
 """Named generators for input tensors: frozen values with `draw(ctx, spec) -> Tensor`."""
 
 from specs.distributions.basic import Constant, Integers, Normal, Rows, Uniform, Values
+from specs.distributions.dense import Equal
 from specs.distributions.hyper import (
     CSA_LAYER8,
     FFN_LAYER0,
@@ -48,6 +49,7 @@ __all__ = [
     "Constant",
     "DistinctTable",
     "DuplicateTable",
+    "Equal",
     "FromHcPre",
     "HcSet",
     "HistogramCounts",

@@ -7,10 +7,9 @@ import math
 import torch
 
 from specs.distributions import Q8, Constant, Integers, MatchingScale, MxFp8Weight, Normal, Rows, Uniform
-from specs.errors import SpecError
 from specs.model import FLASH, Deployment, ModelConfig
 from specs.registry import Case, Op
-from specs.requirements import require_multiple
+from specs.requirements import require_boxes, require_multiple
 from specs.tensors import Distribution, TensorSpec
 
 NORMAL = Normal()
@@ -25,8 +24,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     T must be at most 16 or a multiple of 16, D and I multiples of 128 (the blocks of the weights' grid).
     """
     tokens, hidden, inner = deployment.tokens, config.hidden_size, config.moe_intermediate_size
-    if tokens > 16 and tokens % 16:
-        raise SpecError(f"expert_shared: T = {tokens} is more than 16 and no multiple of 16")
+    require_boxes("expert_shared", tokens)
     require_multiple("expert_shared", "D", hidden, 128)
     require_multiple("expert_shared", "I", inner, 128)
     int8, fp32 = torch.int8, torch.float32

@@ -10,6 +10,8 @@ import torch
 from golden_rounding_reference import to_bf16
 
 from goldens.numerics.quant import quantize_rows
+from harness.compare import Output
+from harness.tolerances import load_tolerances
 
 D, INTER, N, K, HC, VOCAB = 96, 80, 32, 6, 4, 40  # no powers of two where the contract has a constant 1/D
 E, RECV_MAX = 5, 32
@@ -118,6 +120,17 @@ def expert_routed_inputs(seed=0, counts=(0, 1, 17, 3, RECV_MAX), limit=10.0):
     return tensors, {"swiglu_limit": limit}
 
 
+def hc_head_inputs(seed=0, t=5):
+    draw = Draw(seed)
+    tensors = {
+        "x_hc": draw.normal(t, HC, D, std=0.05, dtype=torch.bfloat16),
+        "hc_head_fn": draw.normal(HC, HC * D, std=0.3),
+        "hc_head_scale": torch.tensor([0.3]),
+        "hc_head_base": draw.normal(HC),
+    }
+    return tensors, {"rms_eps": RMS_EPS, "hc_eps": HC_EPS}
+
+
 INPUTS = {
     "rms_norm": rms_norm_inputs,
     "hc_pre": hc_pre_inputs,
@@ -125,6 +138,7 @@ INPUTS = {
     "gate": gate_inputs,
     "expert_shared": expert_shared_inputs,
     "expert_routed": expert_routed_inputs,
+    "hc_head": hc_head_inputs,
 }
 
 
@@ -169,3 +183,12 @@ def q8(row):
     """(codes, scale) of one row, the steps of contracts/hc_gate_experts.md 0.4."""
     q = F32(127) / max([F32(1e-4)] + [abs(v) for v in row])
     return [int(np.rint(v * q)) for v in row], F32(1) / q
+
+
+def assert_rejected(op, output, found, wanted, by, stages=None):
+    """The op's tolerance fails `found` for the reason `by` ("limit", "differing", "bias"); with by=None, passes it."""
+    judged = load_tolerances()[op][output].comparator.judge(Output(found, wanted, stages=stages or {}))
+    if by is None:
+        assert judged.passed, judged.reason
+    else:
+        assert by in judged.reason

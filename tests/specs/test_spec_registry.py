@@ -77,7 +77,7 @@ def test_rejects_sizes_that_a_kernel_would_truncate(name: str, overrides: dict[s
         load_op(name, **overrides)
 
 
-@pytest.mark.parametrize("name", SIX)
+@pytest.mark.parametrize("name", all_ops())
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.parametrize("deployment", sorted(DEPLOYMENTS))
 def test_accepts_every_preset_and_deployment(name: str, preset: str, deployment: str) -> None:

@@ -1,0 +1,71 @@
+"""The cases of the dense ops reach the situations that they promise (contracts/dense.md, 7 to 10)."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from specs.errors import SpecError
+from specs.registry import load_op
+
+
+def taps_of(name: str, case: str, preset: str = "tiny", where: str = "decode") -> tuple[dict[str, Any], dict[str, Any]]:
+    op = load_op(name, preset, where)
+    inputs = op.inputs(case)
+    taps: dict[str, Any] = {}
+    return inputs, {**op.golden(inputs, taps), **taps}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("hc_head", {"tokens": 12}, "T = 12 is no multiple of 8"),
+        ("hc_head", {"tokens": 24}, "T = 24 is more than 16"),
+        ("hc_head", {"hc_mult": 2}, "HC = 2 is outside 4..4"),
+        ("hc_head", {"hidden_size": 320}, "HC_DIM = 1280 is no multiple of 512"),
+    ],
+)
+def test_rejects_sizes_that_a_kernel_would_truncate(name: str, overrides: dict[str, int], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_op(name, **overrides)
+
+
+# hc_head
+
+
+def test_hc_head_default_is_ruled_by_one_stream_and_even_gates_by_all() -> None:
+    _, seen = taps_of("hc_head", "default", where="prefill")
+    assert seen["pre"].mean(dim=0).tolist() == pytest.approx([0.997, 0.030, 0.058, 0.040], abs=0.01)
+    _, seen = taps_of("hc_head", "even_gates", where="prefill")
+    assert float(seen["pre"].mean(dim=0).min()) > 0.1
+
+
+def test_hc_head_ties_lie_exactly_between_two_bf16_values() -> None:
+    _, seen = taps_of("hc_head", "bf16_ties")
+    bits = seen["mixed"].view(torch.int32)
+    assert ((bits & 0xFFFF) == 0x8000).all()
+    assert 0.4 < float(((bits >> 16) & 1).float().mean()) < 0.6
+
+
+def test_hc_head_closed_gates_leave_little_but_the_epsilon() -> None:
+    _, seen = taps_of("hc_head", "closed_gates")
+    assert (seen["pre"] < 1.01e-6).all()
+    assert (seen["pre"] >= torch.tensor(1e-6)).all()
+    _, seen = taps_of("hc_head", "extreme_logits")
+    assert (seen["pre"][:, [0, 2]] == torch.tensor(1e-6)).any(dim=0).all()
+    assert (seen["pre"][:, 1] == torch.tensor(1.0) + 1e-6).all()
+
+
+def test_hc_head_tiny_tokens_reach_mean_squares_where_eps_decides() -> None:
+    _, seen = taps_of("hc_head", "tiny_tokens")
+    mean = seen["sum_squares"].flatten() / 1024
+    for low, high in ((5e-13, 2e-12), (5e-9, 2e-8), (5e-7, 2e-6), (5e-5, 2e-4)):
+        assert ((mean > low) & (mean < high)).any()
+
+
+def test_hc_head_equal_streams_are_equal() -> None:
+    inputs, seen = taps_of("hc_head", "equal_streams")
+    assert (inputs["x_hc"] == inputs["x_hc"][:, :1]).all()
+    assert len(inputs["x_hc"][:, 0].unique(dim=0)) == 8
+    wanted = inputs["x_hc"][:, 0].double() * seen["pre"].double().sum(dim=1, keepdim=True)
+    assert torch.allclose(seen["y"].double(), wanted, rtol=2.0**-8, atol=0)
