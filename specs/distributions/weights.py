@@ -7,6 +7,7 @@ small set of levels. Scales are set so that codes * scale has the wanted standar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,10 +71,16 @@ class MxFp4Weight:
             raise SpecError(f"{ctx.op}.{spec.name}: the last axis, {width}, is no multiple of {FP4_GROUP}")
         groups = numel(spec) // FP4_GROUP
         if groups <= POOL_GROUPS:
-            pool = normals(ctx, spec.name, (groups, FP4_GROUP))
-            chosen = torch.arange(groups, dtype=torch.int32)
-        else:
-            pool, chosen = _pooled(ctx, spec.name, groups)
+            weight = normals(ctx, spec.name, spec.shape).numpy().reshape(-1, width)
+
+            def round_rows(part: slice) -> None:
+                rows = torch.from_numpy(weight[part])
+                rows.copy_(fp4_round(rows.view(-1, FP4_GROUP)).view(rows.shape))
+
+            parts = parts_of(len(weight), PART * FP4_GROUP // width)
+            codes, scales = _requantised(weight, round_rows, parts, self.dequant_std)
+            return codes.reshape(spec.shape), scales.reshape(spec.shape[:-1])
+        pool, chosen = _pooled(ctx, spec.name, groups)
         return _gather(fp4_round(pool), chosen.reshape(-1, width // FP4_GROUP), spec.shape, self.dequant_std)
 
 
@@ -100,28 +107,41 @@ class MxFp8Weight:
             raise SpecError(f"{ctx.op}.{spec.name}: {spec.shape} is not made of {FP8_BLOCK} x {FP8_BLOCK} blocks")
         spread = normals(ctx, f"{spec.name}_channel", (spec.shape[0], 1)).mul_(self.channel_spread)
         weight, magnitude = normals(ctx, spec.name, spec.shape).numpy(), exp(spread).numpy()
-        rows, width = spec.shape
-        codes = np.empty(spec.shape, dtype=np.int8)
-        unit = np.empty((rows, 1), dtype=np.float32)
-        total, squares = np.empty(rows), np.empty(rows)
 
-        def requantise(part: slice) -> None:
-            values = weight[part]
-            values *= magnitude[part]
-            fp8_round(values)
-            unit[part] = channel_unit(torch.from_numpy(np.abs(values).max(axis=1, keepdims=True)))
-            values /= unit[part]
-            np.clip(np.rint(values, out=values), -QMAX, QMAX, out=values)
-            codes[part] = values
-            # 128 squared codes are below 2^24: exact in FP32 in any order. So are the sums of a whole row in FP64.
-            spans = values.reshape(-1, width // FP8_BLOCK, FP8_BLOCK)
-            total[part] = spans.sum(axis=2).sum(axis=1, dtype=np.float64)
-            squares[part] = np.einsum("rsk,rsk->rs", spans, spans).sum(axis=1, dtype=np.float64)
+        def round_rows(part: slice) -> None:
+            weight[part] *= magnitude[part]
+            fp8_round(weight[part])
 
-        in_parallel(requantise, parts_of(rows, FP8_BLOCK))
-        first, second = torch.from_numpy(total), torch.from_numpy(squares)
-        scales = scale_to(self.dequant_std, torch.from_numpy(unit).reshape(-1), first, second, width)
-        return torch.from_numpy(codes), scales
+        return _requantised(weight, round_rows, parts_of(len(weight), FP8_BLOCK), self.dequant_std)
+
+
+def _requantised(
+    weight: NDArray[np.float32], round_rows: Callable[[slice], None], parts: list[slice], dequant_std: float
+) -> Pair:
+    """Steps 4 and 5: codes [out, in] and scales [out] of FP32 `weight` [out, in], which is overwritten.
+
+    `round_rows` puts the rows of one of `parts` on their grid; parts run side by side.
+    """
+    rows, width = weight.shape
+    codes = np.empty((rows, width), dtype=np.int8)
+    unit = np.empty((rows, 1), dtype=np.float32)
+    total, squares = np.empty(rows), np.empty(rows)
+
+    def requantise(part: slice) -> None:
+        round_rows(part)
+        values = weight[part]
+        unit[part] = channel_unit(torch.from_numpy(np.abs(values).max(axis=1, keepdims=True)))
+        values /= unit[part]
+        np.clip(np.rint(values, out=values), -QMAX, QMAX, out=values)
+        codes[part] = values
+        # 32 squared codes are below 2^24: exact in FP32 in any order. So are the sums of a whole row in FP64.
+        spans = values.reshape(len(values), -1, FP4_GROUP)
+        total[part] = values.sum(axis=1, dtype=np.float64)
+        squares[part] = np.einsum("rsk,rsk->rs", spans, spans).sum(axis=1, dtype=np.float64)
+
+    in_parallel(requantise, parts)
+    first, second = torch.from_numpy(total), torch.from_numpy(squares)
+    return torch.from_numpy(codes), scale_to(dequant_std, torch.from_numpy(unit).reshape(-1), first, second, width)
 
 
 def fp4_round(weight: Tensor) -> Tensor:
