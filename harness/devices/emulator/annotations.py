@@ -1,4 +1,4 @@
-"""Parameter annotations: `pl.Tensor[[…], dtype]`, `pl.Out`, `pl.InOut`, `pl.Scalar`, `pl.Array`, `pl.dynamic`."""
+"""Parameter annotations: `pl.Tensor[[…], dtype]`, `pl.Out`, `pl.InOut`, `pl.Scalar`, `pl.RUNTIME`, `pl.Array`, `pl.dynamic`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class TensorType:
 
 @dataclass(frozen=True)
 class ScalarType:
+    """A scalar parameter. `runtime`: at an entry a typed runtime value and no compile-time constant (H)."""
+
     dtype: DType
+    runtime: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,26 @@ class InOut:
 
 
 class Scalar:
-    """`pl.Scalar[dtype]`."""
+    """`pl.Scalar[dtype]`, or `pl.Scalar[dtype, pl.RUNTIME]`."""
 
     def __class_getitem__(cls, item: Any) -> ScalarType:
+        runtime = isinstance(item, tuple) and len(item) == 2 and item[1] is RUNTIME
+        if runtime:
+            item = item[0]
         if not isinstance(item, DType):
             raise TypeError(f"pl.Scalar takes one dtype, got {item!r}")
-        return ScalarType(item)
+        return ScalarType(item, runtime)
+
+
+class RUNTIME:
+    """Marks an entry scalar as a runtime value: `pl.Scalar[dtype, pl.RUNTIME]` or `pl.RUNTIME[pl.Scalar[dtype]]`."""
+
+    def __class_getitem__(cls, item: Any) -> ScalarType:
+        if isinstance(item, DType):
+            return ScalarType(item, runtime=True)
+        if not isinstance(item, ScalarType):
+            raise TypeError(f"pl.RUNTIME marks a scalar, got {item!r}")
+        return replace(item, runtime=True)
 
 
 class Array:

@@ -87,6 +87,18 @@ def task_dummy(*, deps: Any = None) -> regions.TaskId:
 
 
 op("system.syncall", where=KERNEL)(regions.syncall)
+op("aiv_shard", "tile.aiv_shard", "tensor.aiv_shard", where=KERNEL)(regions.aiv_shard)
+op("aic_gather", "tile.aic_gather", "tensor.aic_gather", where=KERNEL)(regions.aic_gather)
+
+
+@op("split", where=ANY)
+def split(mode: Any = None, *, slot_num: Any = None) -> None:
+    """`optimizations=[pl.split(mode)]`: how vector work is divided; the region computes what the text says (2.2)."""
+
+
+@op("cross_core_slot", where=ANY)
+def cross_core_slot(*, slot_num: Any = None) -> None:
+    """Depth of the queue between cube and vector cores; no effect (3.13)."""
 
 
 @op("pld.world_size", where=ORCHESTRATION)

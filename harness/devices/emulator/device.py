@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.devices.base import DeviceRun, KernelFault, KernelRefused
+from harness.devices.emulator import scalars
 from harness.devices.emulator.annotations import DynVar, ScalarType, TensorType
-from harness.devices.emulator.dtypes import DType, from_torch
+from harness.devices.emulator.dtypes import from_torch
 from harness.devices.emulator.functions import KernelFunction, Parameter, reachable
 from harness.devices.emulator.loader import load_functions
 from harness.devices.emulator.machine import Machine, running
@@ -159,7 +160,7 @@ def bind(entry: KernelFunction, inputs: Mapping[str, torch.Tensor | int | float]
         elif isinstance(kind, TensorType):
             arguments[name] = _tensor_in(parameter, kind, inputs[name])
         elif isinstance(kind, ScalarType):
-            arguments[name] = _scalar_in(entry, name, kind.dtype, inputs[name])
+            arguments[name] = _scalar_in(entry, name, kind, inputs[name])
         else:
             raise entry.refuse(f"{name}: an entry takes tensors and scalars, no {type(kind).__name__}")
     return arguments
@@ -200,13 +201,15 @@ def _tensor_in(parameter: Parameter, kind: TensorType, value: Any) -> Tensor:
     return tensor
 
 
-def _scalar_in(entry: KernelFunction, name: str, dtype: DType, value: Any) -> int | float | bool:
-    """Entry scalars are compile-time constants: plain numbers in the body (1.2)."""
+def _scalar_in(entry: KernelFunction, name: str, kind: ScalarType, value: Any) -> Any:
+    """Entry scalars are compile-time constants: plain numbers in the body; `pl.RUNTIME` ones are typed (1.2)."""
     if isinstance(value, torch.Tensor):
         value = value.item()
     if not isinstance(value, (int, float)):
         raise entry.refuse(f"{name} must be a number, got {value!r}")
-    return float(value) if dtype.is_float else value
+    if kind.runtime and not isinstance(value, bool):
+        return scalars.make(value, kind.dtype)
+    return float(value) if kind.dtype.is_float else value
 
 
 def _check_parameters(entry: KernelFunction, op: Op) -> None:

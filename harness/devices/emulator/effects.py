@@ -43,9 +43,28 @@ def body_effects(function: KernelFunction, body: Sequence[ast.stmt]) -> Effects:
     return analysis.effects
 
 
+def returned_parameters(function: KernelFunction) -> tuple[str, ...] | None:
+    """The written parameters that a function returns, where its text shows that it returns nothing else (1.3)."""
+    last = function.tree.body[-1]
+    if not isinstance(last, ast.Return) or last.value is None:
+        return ()
+    analysis = _Analysis(function)
+    for statement in function.tree.body[:-1]:
+        analysis.visit(statement)
+    returned = last.value.elts if isinstance(last.value, ast.Tuple) else [last.value]
+    written = {p.name for p in function.parameters if getattr(p.type, "direction", "in") != "in"}
+    found: list[str] = []
+    for value in returned:
+        roots = analysis._value(value)
+        if len(roots) != 1 or not roots <= written:
+            return None
+        found += roots
+    return tuple(found)
+
+
 def parameter_effects(function: KernelFunction) -> Effects:
     """The effects of a sub-function on its parameters: from the text of an inline, from the annotations otherwise."""
-    if function.kind == "inline":
+    if function.kind in ("inline", "template", "opaque"):
         return body_effects(function, function.tree.body)
     effects = Effects()
     for parameter in function.parameters:
@@ -102,8 +121,8 @@ class _Analysis(ast.NodeVisitor):
         if not isinstance(node, ast.Call):
             self.visit(node)
             return self._roots(node)
-        callee = self.function.namespace.get(node.func.id) if isinstance(node.func, ast.Name) else None
-        if isinstance(callee, KernelFunction):
+        callee = self.function.named(node.func)
+        if callee is not None:
             return self._sub_function(node, callee)
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
         if name in _TARGETS:

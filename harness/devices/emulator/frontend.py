@@ -42,6 +42,8 @@ class Compiled:
 def compile_function(function: KernelFunction) -> Compiled:
     """Translate `function`. Raises KernelRefused."""
     tree = function.tree
+    if function.kind == "extern":  # its calls are refused
+        return Compiled(_no_source, (), True)
     names = [p.name for p in function.parameters]
     writebacks = _writebacks(function, names)
     statements = Statements(function, names, writebacks, _dynamic_dims(function))
@@ -62,6 +64,10 @@ def compile_function(function: KernelFunction) -> Compiled:
     scope: dict[str, Any] = {}
     exec(compile(module, function.file, "exec"), function.namespace, scope)
     return Compiled(scope[tree.name], writebacks, statements.returns)
+
+
+def _no_source(*_: Any) -> None:
+    raise TypeError("a function under pl.jit.extern has no body to execute")
 
 
 def _dynamic_dims(function: KernelFunction) -> dict[str, tuple[str, int]]:
@@ -93,7 +99,7 @@ def _dynamic_dims(function: KernelFunction) -> dict[str, tuple[str, int]]:
 
 def _writebacks(function: KernelFunction, names: list[str]) -> tuple[str, ...]:
     """Parameters of an inline that are rebound below the top level of its body and not before at the top level."""
-    if function.kind != "inline":
+    if function.kind != "inline":  # a template hands nothing back
         return ()
     settled: set[str] = set()
     found: list[str] = []

@@ -51,6 +51,18 @@ _REFUSED = {
     ast.Yield: "yield",
     ast.YieldFrom: "yield from",
 }
+_FOLDED = frozenset(("add", "sub", "mul", "truediv", "floordiv", "mod"))
+# Where the extents of an operation stand: they are compile-time constants inside a kernel (3.12).
+_EXTENTS = {
+    "slice": (1, "shape"), "load": (2, "shapes"), "create_tensor": (0, "shape"), "create_tile": (0, "shape"),
+    "create": (0, "shape"), "create_l1": (0, "shape"), "full": (0, "shape"), "arange": (1, "shape"),
+}  # fmt: skip
+_RUNTIME_READS = frozenset(("read", "get_block_idx", "get_subblock_idx", "get_block_num", "dim", "rank", "nranks"))
+# What the cube unit does, once for both vector lanes of a split region (2.5).
+_CUBE = frozenset((
+    "matmul", "matmul_acc", "matmul_bias", "gemv", "gemv_acc", "gemv_bias", "batch_matmul", "batch_matmul_acc",
+    "assemble", "store", "move", "create_l1", "gather_row",
+))  # fmt: skip
 _TEXT_KEYWORDS = frozenset(("name_hint", "name", "mode", "core_type", "layout"))
 
 
@@ -58,7 +70,8 @@ class Expressions:
     """Translates the expressions of one function.
 
     `locals` are all names the function assigns; `bound` those assigned on every path to here; `partial` those assigned
-    on some path only.
+    on some path only; `dynamic` those whose value is known at run time only; `literals` the entry scalars that are
+    compile-time constants; `lanes` counts the enclosing pl.split_aiv bodies.
     """
 
     def __init__(self, function: KernelFunction, dims: dict[str, tuple[str, int]]) -> None:
@@ -67,6 +80,9 @@ class Expressions:
         self.locals: set[str] = set()
         self.bound: set[str] = set()
         self.partial: set[str] = set()
+        self.dynamic: set[str] = set()
+        self.literals: set[str] = set()
+        self.lanes = 0
 
     def refuse(self, node: ast.AST, reason: str) -> NoReturn:
         raise self.function.refuse(reason, getattr(node, "lineno", self.function.line))
@@ -91,6 +107,11 @@ class Expressions:
                 self.refuse(node, f"{node.id} is a value, not a function")
             return self._global(node)
         if isinstance(node, ast.Attribute):
+            if isinstance(node.value, ast.Name) and node.value.id == self.function.receiver:
+                method = self.function.named(node)
+                if method is None:
+                    self.refuse(node, f"the program has no method {node.attr}")
+                return method
             root: ast.expr = node
             while isinstance(root, ast.Attribute):
                 root = root.value
@@ -103,6 +124,30 @@ class Expressions:
         """A call of `runtime.<name>`."""
         target = ast.Attribute(value=ast.Name(id=runtime.ALIAS, ctx=ast.Load()), attr=name, ctx=ast.Load())
         return ast.Call(func=target, args=list(arguments), keywords=keywords or [])
+
+    def reference(self, node: ast.expr, target: KernelFunction) -> ast.expr:
+        """A name that gives `target` in the translated code."""
+        if isinstance(node, ast.Name):
+            return ast.Name(id=node.id, ctx=ast.Load())
+        assert target.program is not None
+        name = f"__goldengate_{target.program.name}_{target.name}__"
+        self.function.namespace[name] = target
+        return ast.Name(id=name, ctx=ast.Load())
+
+    def arguments(self, node: ast.AST, target: KernelFunction, call: ast.Call) -> list[ast.expr]:
+        """Arguments in parameter order; keywords become positional."""
+        order = [p.name for p in target.parameters]
+        if len(call.args) > len(order):
+            self.refuse(node, f"{target.name} takes {len(order)} arguments, got {len(call.args)}")
+        given = dict(zip(order, call.args, strict=False))
+        for keyword in call.keywords:
+            if keyword.arg not in order or keyword.arg in given:
+                self.refuse(node, f"{target.name} has no free parameter {keyword.arg!r}")
+            given[keyword.arg] = keyword.value
+        missing = [name for name in order if name not in given]
+        if missing:
+            self.refuse(node, f"{target.name}: argument {missing[0]!r} is missing")
+        return [given[name] for name in order]
 
     # -- names and attributes -----------------------------------------------------------------------
 
@@ -204,7 +249,17 @@ class Expressions:
         name = entry[0]
         if self.function.kind == "host" and name in ("floordiv", "mod"):
             name = f"host_{name}"  # host programs are emitted as Python
+        elif name in _FOLDED and self._is_literal(node.left) and self._is_literal(node.right):
+            name = f"fold_{name}"
         return self.rt(name, left, right)
+
+    def _is_literal(self, node: ast.expr) -> bool:
+        """Whether an expression is built from literals, inlined constants and entry scalars only (1.2)."""
+        if isinstance(node, ast.Name):
+            return node.id in self.literals or node.id not in self.locals
+        if isinstance(node, ast.BinOp):
+            return self._is_literal(node.left) and self._is_literal(node.right)
+        return isinstance(node, ast.Constant)
 
     def _unaryop(self, node: ast.UnaryOp) -> ast.expr:
         operand = self.expr(node.operand)
@@ -271,12 +326,75 @@ class Expressions:
         for bound in bounds:
             if isinstance(bound, ast.Constant) and isinstance(bound.value, int) and bound.value < 0:
                 self.refuse(node, "a negative bound is not accepted in a subscript")
-        return ast.copy_location(self.rt("slice_", *bounds), node)
+        known = self._static_extent(node)
+        return ast.copy_location(self.rt("slice_" if known else "dynamic_slice", *bounds), node)
+
+    # -- what is known at compile time ----------------------------------------------------------------
+
+    def is_dynamic(self, node: ast.AST) -> bool:
+        """Whether a value is certainly no compile-time constant: it hangs on a loop variable or on a read."""
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name) and part.id in self.dynamic:
+                return True
+            if isinstance(part, ast.Call) and getattr(part.func, "attr", "") in _RUNTIME_READS:
+                return True
+        return False
+
+    def _static_extent(self, node: ast.Slice) -> bool:
+        """Whether `upper - lower` may be a constant although the bounds are not: equal terms cancel."""
+        if node.upper is None:
+            return node.lower is None or not self.is_dynamic(node.lower)
+        terms = self._terms(node.upper)
+        for term, factor in self._terms(node.lower).items() if node.lower is not None else ():
+            terms[term] = terms.get(term, 0) - factor
+        left = [ast.parse(term, mode="eval") for term, factor in terms.items() if factor]
+        return not any(self.is_dynamic(term) for term in left)
+
+    def _terms(self, node: ast.expr) -> dict[str, int]:
+        """An integer expression as a sum: text of each term -> its factor. Constants are left out."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub)):
+            sign = 1 if isinstance(node.op, ast.Add) else -1
+            found = self._terms(node.left)
+            for term, factor in self._terms(node.right).items():
+                found[term] = found.get(term, 0) + sign * factor
+            return found
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            for one, other in ((node.left, node.right), (node.right, node.left)):
+                times = self._constant_of(one)
+                if times is not None:
+                    return {term: factor * times for term, factor in self._terms(other).items()}
+        return {} if self._constant_of(node) is not None else {ast.unparse(node): 1}
+
+    def _constant_of(self, node: ast.expr) -> int | None:
+        value = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(node, ast.Name) and node.id not in self.locals:
+            value = self.function.namespace.get(node.id)
+        return value if type(value) is int else None
+
+    def _extents(self, node: ast.Call, arguments: list[ast.expr], keywords: list[ast.keyword]) -> None:
+        """Mark the extents of `node` that are not constants, in its translated arguments."""
+        place = _EXTENTS.get(getattr(node.func, "attr", ""))
+        if place is None:
+            return
+        position, name = place
+        pairs = [(node.args[position], arguments[position])] if len(node.args) > position else []
+        pairs += [(k.value, new.value) for k, new in zip(node.keywords, keywords, strict=True) if k.arg == name]
+        for old, new in pairs:
+            if isinstance(old, ast.List) and isinstance(new, ast.List):
+                new.elts = [
+                    self.rt("dynamic_extent", done) if self.is_dynamic(given) else done
+                    for given, done in zip(old.elts, new.elts, strict=True)
+                ]
 
     # -- calls --------------------------------------------------------------------------------------
 
     def _call(self, node: ast.Call) -> ast.expr:
         target = self.callee(node.func)
+        if isinstance(target, KernelFunction) and target.kind == "template":
+            if not target.compiled.returns:
+                self.refuse(node, f"{target.name} returns nothing and cannot stand in an expression")
+            values = [self.expr(a) for a in self.arguments(node, target, node)]
+            return self.rt("call", self.reference(node.func, target), *values)
         if isinstance(target, KernelFunction):
             self.refuse(
                 node, f"the call of {target.name} must be a whole statement or the whole right-hand side"
@@ -302,7 +420,11 @@ class Expressions:
                 arguments.append(copy_of(argument))  # cast modes and static_print texts
             else:
                 arguments.append(self.expr(argument))
-        return ast.Call(func=copy_of(node.func), args=arguments, keywords=self.keywords(node))
+        keywords = self.keywords(node)
+        self._extents(node, arguments, keywords)
+        if self.lanes and getattr(node.func, "attr", "") in _CUBE:
+            return self.rt("on_cube", copy_of(node.func), *arguments, keywords=keywords)
+        return ast.Call(func=copy_of(node.func), args=arguments, keywords=keywords)
 
     def keywords(self, node: ast.Call) -> list[ast.keyword]:
         translated = []

@@ -6,6 +6,7 @@ import ast
 from typing import NoReturn
 
 from harness.devices.emulator import runtime
+from harness.devices.emulator.annotations import ScalarType
 from harness.devices.emulator.effects import body_effects
 from harness.devices.emulator.frontend_expressions import Expressions
 from harness.devices.emulator.functions import KernelFunction
@@ -33,7 +34,8 @@ _INNER_EXITS = ("range", "while")  # loops that break and continue may leave
 
 class Statements:
     """Translates the body of one function. `loops` are the kinds of the enclosing loops, innermost last; `private`
-    counts the enclosing bodies that became nested functions."""
+    counts the enclosing bodies that became nested functions, `clusters` the enclosing pl.cluster. `depth` is the depth
+    of loops and branches, `first` the depth at which a name was first assigned."""
 
     def __init__(
         self,
@@ -49,7 +51,14 @@ class Statements:
         self.expressions.locals |= set(parameters) | stored_names(function.tree.body)
         self.loops: list[str] = []
         self.private = 0
+        self.clusters = 0
+        self.depth = 0
+        self.first = dict.fromkeys(parameters, 0)
+        self.running: set[str] = set()  # variables of the enclosing loops
         self.returns = False
+        if function.kind == "entry":
+            constants = {p.name for p in function.parameters if isinstance(p.type, ScalarType) and not p.type.runtime}
+            self.expressions.literals = constants - stored_names(function.tree.body)
 
     # -- shorthand ----------------------------------------------------------------------------------
 
@@ -63,6 +72,28 @@ class Statements:
     def bind(self, *names: str) -> None:
         self.expressions.bound |= set(names)
         self.expressions.partial -= set(names)
+        for name in names:
+            self.first.setdefault(name, self.depth)
+
+    def _assign_names(self, node: ast.stmt, names: list[str], values: list[ast.expr]) -> ast.Assign:
+        """`names = values`, one each. A name of an outer level is carried: its type must stay (1.5)."""
+        checked = []
+        for name, value in zip(names, values, strict=True):
+            if name in self.running:
+                self.refuse(node, f"the loop variable {name} must not be assigned")
+            if self.depth > self.first.get(name, self.depth):
+                arguments = (ast.Constant(value=name), ast.Name(id=name, ctx=ast.Load()), value)
+                value = self.expressions.rt("carried", *arguments)
+            checked.append(value)
+        new = checked[0] if len(names) == 1 else ast.Tuple(elts=checked, ctx=ast.Load())
+        return ast.Assign(targets=[_names_store(names, len(names) > 1)], value=new)
+
+    def _know(self, names: list[str], dynamic: bool) -> None:
+        """Note whether the values of names are compile-time constants; those of an outer level stay unknown."""
+        carried = {n for n in names if self.depth > self.first.get(n, self.depth)}
+        self.expressions.dynamic |= set(names) if dynamic else carried
+        if not dynamic:
+            self.expressions.dynamic -= set(names) - carried
 
     # -- bodies -------------------------------------------------------------------------------------
 
@@ -109,6 +140,10 @@ class Statements:
             self.refuse(node, f"the statement {ast.unparse(node)!r} has no effect")
         if isinstance(value.func, ast.Attribute) and value.func.attr == "bind_dynamic":
             return []  # read by frontend._dynamic_dims
+        if self._construct(value) == "func_attr":
+            if node is not next((s for s in self.function.tree.body if not _is_text(s)), None):
+                self.refuse(node, "pl.func_attr is the first statement of a function")
+            return []  # chooses code generation, not results
         return self._assign_call(node, [], value) or [ast.Expr(value=self.expressions.expr(value))]
 
     def _assign(self, node: ast.Assign) -> list[ast.stmt]:
@@ -130,8 +165,18 @@ class Statements:
             if special is not None:
                 return special
         new = self.expressions.expr(value)
+        several = isinstance(target, ast.Tuple)
+        shape = isinstance(value, ast.Attribute) and value.attr == "shape"
+        dynamic = self.expressions.is_dynamic(value) or (several and not shape)
+        if isinstance(new, ast.Tuple) and several and len(new.elts) == len(names):
+            assigned = self._assign_names(node, names, new.elts)
+        elif several:
+            assigned = ast.Assign(targets=[_names_store(names, True)], value=new)
+        else:
+            assigned = self._assign_names(node, names, [new])
         self.bind(*names)
-        return [ast.Assign(targets=[_names_store(names, isinstance(target, ast.Tuple))], value=new)]
+        self._know(names, dynamic)
+        return [assigned]
 
     def _target_names(self, target: ast.expr) -> list[str]:
         if isinstance(target, ast.Name):
@@ -145,7 +190,10 @@ class Statements:
             self.refuse(target, "the target of a subscript assignment must be a plain name")
         base = self.expressions.expr(target.value)
         index = self.expressions.index(target.slice)
-        return [ast.Expr(value=self.expressions.rt("set_item", base, index, self.expressions.expr(value)))]
+        new = self.expressions.rt("set_item", base, index, self.expressions.expr(value))
+        if self.expressions.lanes:
+            new = self.expressions.rt("on_cube", new.func, *new.args)
+        return [ast.Expr(value=new)]
 
     def _return(self, node: ast.Return) -> list[ast.stmt]:
         if self.private:
@@ -176,16 +224,40 @@ class Statements:
         if isinstance(target, KernelFunction):
             return self._sub_call(node, names, target, call)
         if isinstance(target, runtime.Construct):
+            if target.name in ("submit", "spmd_submit"):
+                return self._submit(node, names, call, target.name)
             if target.name != "yield_":
                 self.refuse(node, f"{ast.unparse(call.func)} cannot stand here; {target.place}")
             values = [self.expressions.expr(a) for a in call.args]
             if len(values) != len(names):
                 self.refuse(node, f"pl.yield_ gives {len(values)} values to {len(names)} names")
+            assigned = self._assign_names(node, names, values)
             self.bind(*names)
-            return [
-                ast.Assign(targets=[_names_store(names, True)], value=ast.Tuple(elts=values, ctx=ast.Load()))
-            ]
+            return [assigned]
         return None
+
+    def _construct(self, call: ast.Call) -> str | None:
+        """The name of the construct of pl that a call names."""
+        target = self.expressions.callee(call.func)
+        return target.name if isinstance(target, runtime.Construct) else None
+
+    def _submit(self, node: ast.stmt, names: list[str], call: ast.Call, kind: str) -> list[ast.stmt]:
+        """`out, tid = pl.submit(self.kernel, *args, deps=[…])` and its sibling with `core_num=` (2.4, 2.6)."""
+        target = self.expressions.callee(call.args[0]) if call.args else None
+        if not isinstance(target, KernelFunction) or target.kind != "incore":
+            self.refuse(node, f"pl.{kind} takes an in-core function first")
+        own = ("deps", "allow_early_resolve", "name_hint") + (("core_num", "sync_start") if kind == "spmd_submit" else ())
+        plain = ast.Call(func=call.args[0], args=call.args[1:], keywords=[k for k in call.keywords if k.arg not in own])
+        given = ast.Call(func=call.func, args=[], keywords=[k for k in call.keywords if k.arg in own])
+        if kind == "spmd_submit" and not any(k.arg == "core_num" for k in given.keywords):
+            self.refuse(node, "pl.spmd_submit needs core_num=")
+        values = [self.expressions.expr(a) for a in self.expressions.arguments(node, target, plain)]
+        reference = self.expressions.reference(call.args[0], target)
+        run = self.expressions.rt(kind, reference, *values, keywords=self.expressions.keywords(given))
+        self.bind(*names)
+        if not names:
+            return [ast.Expr(value=run)]
+        return [ast.Assign(targets=[_names_store(names, len(names) > 1)], value=run)]
 
     def _sub_call(
         self, node: ast.stmt, names: list[str], target: KernelFunction, call: ast.Call
@@ -194,14 +266,16 @@ class Statements:
             return self._child(node, names, target, call)
         if target.kind in ("entry", "host"):
             self.refuse(node, f"{target.name} is an entry (@pl.jit) and cannot be called from a kernel")
+        if target.kind == "extern":
+            self.refuse(node, f"{target.name} is a hand-written C++ kernel (pl.jit.extern): there is nothing to execute")
         if target is self.function:
             self.refuse(node, f"{target.name} calls itself")
-        arguments = self._bind_arguments(node, target, call)
+        arguments = self.expressions.arguments(node, target, call)
         compiled = target.compiled
         if names and not compiled.returns:
             self.refuse(node, f"{target.name} returns nothing")
         new_call = self.expressions.rt(
-            "call", _global_ref(call.func), *(self.expressions.expr(a) for a in arguments)
+            "call", self.expressions.reference(call.func, target), *(self.expressions.expr(a) for a in arguments)
         )
         order = [p.name for p in target.parameters]
         carried: list[str] = []
@@ -228,37 +302,24 @@ class Statements:
         if not device:
             self.refuse(node, f"the call of {target.name} needs device=")
         plain = ast.Call(func=call.func, args=call.args, keywords=[k for k in call.keywords if k.arg != "device"])
-        arguments = [self.expressions.expr(a) for a in self._bind_arguments(node, target, plain)]
-        run = self.expressions.rt("child", _global_ref(call.func), self.expressions.expr(device[0]), *arguments)
+        arguments = [self.expressions.expr(a) for a in self.expressions.arguments(node, target, plain)]
+        run = self.expressions.rt("child", self.expressions.reference(call.func, target), self.expressions.expr(device[0]), *arguments)
         self.bind(*names)
         if not names:
             return [ast.Expr(value=run)]
         return [ast.Assign(targets=[_names_store(names, len(names) > 1)], value=run)]
-
-    def _bind_arguments(self, node: ast.stmt, target: KernelFunction, call: ast.Call) -> list[ast.expr]:
-        """Arguments in parameter order; keywords become positional."""
-        order = [p.name for p in target.parameters]
-        if len(call.args) > len(order):
-            self.refuse(node, f"{target.name} takes {len(order)} arguments, got {len(call.args)}")
-        given = dict(zip(order, call.args, strict=False))
-        for keyword in call.keywords:
-            if keyword.arg not in order or keyword.arg in given:
-                self.refuse(node, f"{target.name} has no free parameter {keyword.arg!r}")
-            given[keyword.arg] = keyword.value
-        missing = [name for name in order if name not in given]
-        if missing:
-            self.refuse(node, f"{target.name}: argument {missing[0]!r} is missing")
-        return [given[name] for name in order]
 
     # -- control flow -------------------------------------------------------------------------------
 
     def _if(self, node: ast.If) -> list[ast.stmt]:
         test = self.expressions.rt("truth", self.expressions.expr(node.test))
         before = set(self.bound)
+        self.depth += 1
         body = self.block(node.body)
         after_body = set(self.bound)
         self.expressions.bound = set(before)
         orelse = self.block(node.orelse) if node.orelse else []
+        self.depth -= 1
         after_else = set(self.bound)
         self.expressions.bound = after_body & after_else
         self.expressions.partial |= (after_body ^ after_else) - self.bound
@@ -272,7 +333,10 @@ class Statements:
 
     def _loop_body(self, kind: str, body: list[ast.stmt]) -> list[ast.stmt]:
         self.loops.append(kind)
+        self.depth += 1
+        self._know([n for n in stored_names(body) if n in self.first], dynamic=False)  # carried: no constants
         translated = self.block(body)
+        self.depth -= 1
         self.loops.pop()
         return translated
 
@@ -320,13 +384,40 @@ class Statements:
             out.append(self._initial(node, carried, init))
         before = set(self.bound)
         self.bind(variable)
+        self.running.add(variable)
+        self._know([variable], dynamic=kind != "unroll")
         body, after = self._carrying_body(node, kind, node.body, carried)
+        self.running.discard(variable)
         if variable not in before:
             self.expressions.bound.discard(variable)
+        if kind == "parallel" and not self.private:
+            first, body, last = self._joined_ids(node, carried, body)
+            out, after = [*out, *first], [*last, *after]
         out.append(
             ast.For(target=ast.Name(id=variable, ctx=ast.Store()), iter=iterator, body=body, orelse=[])
         )
         return out + after
+
+    def _joined_ids(
+        self, node: ast.For, carried: list[str], body: list[ast.stmt]
+    ) -> tuple[list[ast.stmt], list[ast.stmt], list[ast.stmt]]:
+        """Task ids that leave a pl.parallel stand for all its iterations (2.6): before, the new body, after."""
+        names = sorted((stored_names(node.body) & self._loaded_outside(node)) | set(carried))
+        if not names:
+            return [], body, []
+        joined = f"gg_ids_{node.lineno}"
+        start = ast.Assign(targets=[ast.Name(id=joined, ctx=ast.Store())], value=self.expressions.rt("ParallelIds"))
+
+        def each(method: str) -> list[ast.stmt]:
+            function = ast.Attribute(value=ast.Name(id=joined, ctx=ast.Load()), attr=method, ctx=ast.Load())
+            out: list[ast.stmt] = []
+            for name in names:
+                arguments: list[ast.expr] = [ast.Constant(value=name), ast.Name(id=name, ctx=ast.Load())]
+                value = ast.Call(func=function, args=arguments, keywords=[])
+                out.append(ast.Assign(targets=[ast.Name(id=name, ctx=ast.Store())], value=value))
+            return out
+
+        return [start], [*each("enter"), *body, *each("leave")], each("all")
 
     def _loop_header(self, node: ast.For, init: ast.expr | None) -> tuple[str, list[str]]:
         """The loop variable and the carried names of `for i` or `for i, (a, b)`."""
@@ -346,6 +437,8 @@ class Statements:
             self.refuse(node, f"init_values= must be a tuple of {len(names)} values")
         values = [self.expressions.expr(e) for e in init.elts]
         self.bind(*names)
+        for name in names:
+            self.first[name] = self.depth
         return ast.Assign(targets=[_names_store(names, True)], value=ast.Tuple(elts=values, ctx=ast.Load()))
 
     def _carrying_body(
@@ -362,8 +455,10 @@ class Statements:
         if not len(names) == len(carried) == len(call.args):
             self.refuse(last, f"pl.yield_ gives {len(call.args)} values to {len(names)} names, the loop carries {len(carried)}")
         translated = self._loop_body(kind, body[:-1])
-        values = ast.Tuple(elts=[self.expressions.expr(a) for a in call.args], ctx=ast.Load())
-        feed = ast.Assign(targets=[_names_store(carried, True)], value=values)
+        values = [self.expressions.expr(a) for a in call.args]
+        self.depth += 1
+        feed = self._assign_names(last, carried, values)
+        self.depth -= 1
         self.bind(*names)
         after = ast.Assign(targets=[_names_store(names, True)], value=_names_load(carried))
         return [*translated, ast.copy_location(feed, last)], [after]
@@ -419,13 +514,24 @@ class Statements:
         if target.name in ("scope", "manual_scope", "cluster"):
             if tid is not None:
                 self.refuse(node, f"pl.{target.name} gives no task id")
+            self._check_scope(node, call, target.name)
             context = self.expressions.rt(target.name, *arguments, keywords=keywords)
-            return [ast.With(items=[ast.withitem(context_expr=context)], body=self.block(node.body))]
+            self.clusters += target.name == "cluster"
+            body = self.block(node.body)
+            self.clusters -= target.name == "cluster"
+            return [ast.With(items=[ast.withitem(context_expr=context)], body=body)]
         if target.name == "at":
             return self._at(node, tid, arguments, keywords)
         if target.name == "spmd":
             return self._with_spmd(node, tid, arguments, keywords)
         self.refuse(node, f"pl.{target.name} is not a context")
+
+    def _check_scope(self, node: ast.With, call: ast.Call, name: str) -> None:
+        """An AUTO scope is the author's only where the compiler places none (2.2)."""
+        automatic = name == "scope" and "MANUAL" not in ast.unparse(call)
+        spliced = self.function.kind in ("inline", "template")
+        if automatic and not spliced and self.function.options.get("auto_scope", True) is not False:
+            self.refuse(node, "pl.scope() needs auto_scope=False on the function")
 
     def _at(
         self, node: ast.With, tid: str | None, arguments: list[ast.expr], keywords: list[ast.keyword]
@@ -452,6 +558,8 @@ class Statements:
                 node,
                 "the body of `with pl.spmd` is one call of an incore function or reads pl.tile.get_block_idx()",
             )
+        if tid is not None and self.clusters:
+            self.refuse(node, "`with pl.spmd … as tid` may not stand inside pl.cluster")
         if tid is None and any(k.arg == "deps" for k in keywords):
             self.refuse(node, "deps= on `with pl.spmd` needs `as tid`")
         name, definition = self._nested(node, node.body, "spmd", first="gg_block", keep=())
@@ -486,11 +594,16 @@ class Statements:
         """
         before = set(self.bound)
         read = loaded_names(body) & before - {first or ""}
+        self.private += 1
         if first is not None:
             self.bind(first)
-        self.private += 1
+            self._know([first], dynamic=True)
+            self.running.add(first)
         outer_loops, self.loops = self.loops, []
+        self.expressions.lanes += kind == "split_aiv"
         translated = self.block(body)
+        self.expressions.lanes -= kind == "split_aiv"
+        self.running.discard(first or "")
         self.loops = outer_loops
         self.private -= 1
         outputs = [n for n in keep if n in self.bound]
@@ -517,7 +630,7 @@ class Statements:
             definition.type_params = []
         return name, definition
 
-    def _loaded_outside(self, node: ast.With) -> set[str]:
+    def _loaded_outside(self, node: ast.With | ast.For) -> set[str]:
         """Names that the function reads anywhere but in the body of `node`."""
         inside = {id(n) for statement in node.body for n in ast.walk(statement)}
         loads = (n for n in ast.walk(self.function.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
@@ -564,6 +677,5 @@ def _names_load(names: list[str]) -> ast.expr:
     return ast.Tuple(elts=[ast.Name(id=n, ctx=ast.Load()) for n in names], ctx=ast.Load())
 
 
-def _global_ref(func: ast.expr) -> ast.expr:
-    assert isinstance(func, ast.Name)
-    return ast.Name(id=func.id, ctx=ast.Load())
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

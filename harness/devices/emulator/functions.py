@@ -1,4 +1,4 @@
-"""Decorated functions of a kernel file: kind, parameters, source (contracts/pypto_dsl.md 1.1, 1.2).
+"""Decorated functions and programs of a kernel file: kind, parameters, source (contracts/pypto_dsl.md 1.1, 1.2).
 
 The Python body is never executed. A `KernelFunction` keeps the syntax tree; `frontend` turns it, once, when
 it is first needed, into a function that the runtime executes.
@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.devices.base import KernelRefused
 from harness.devices.emulator import annotations as types
+from harness.devices.emulator.enums import FunctionType
 
 
 @lru_cache(maxsize=256)
@@ -35,15 +36,17 @@ class Parameter:
 
 
 class KernelFunction:
-    """A function under one of the `pl.jit` decorators.
+    """A function under one of the `pl.jit` decorators, under `pl.inline` or `pl.function`.
 
-    `kind`: "entry" (`pl.jit`), "host", "inline", "incore", "opaque". `options` are the decorator's keywords.
+    `kind`: "entry" (`pl.jit`), "host", "inline", "template" (`pl.inline`), "incore", "opaque", "extern". `options` are
+    the decorator's keywords. `program` is set for a method of a `pl.program` class.
     """
 
     def __init__(self, python: Callable[..., Any], kind: str, options: Mapping[str, Any]) -> None:
         self.python = python
         self.kind = kind
         self.options = dict(options)
+        self.program: Program | None = None
         self.name = python.__name__
         self.file = python.__code__.co_filename
         self.line = python.__code__.co_firstlineno
@@ -60,6 +63,21 @@ class KernelFunction:
     def namespace(self) -> dict[str, Any]:
         """The globals that names of the body resolve to."""
         return self.python.__globals__
+
+    def named(self, node: ast.expr) -> KernelFunction | None:
+        """The kernel function that an expression of the body names: a global, or `self.f` in a method."""
+        if isinstance(node, ast.Name):
+            found = self.namespace.get(node.id)
+            return found if isinstance(found, KernelFunction) else None
+        own = self.program is not None and isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if own and node.value.id == self.receiver:  # type: ignore[attr-defined]
+            return self.program.functions.get(node.attr)  # type: ignore[union-attr,attr-defined]
+        return None
+
+    @property
+    def receiver(self) -> str | None:
+        """The name of `self` in a method of a program."""
+        return self.tree.args.args[0].arg if self.program is not None and self.tree.args.args else None
 
     @cached_property
     def tree(self) -> ast.FunctionDef:
@@ -78,7 +96,8 @@ class KernelFunction:
             raise self.refuse(f"{self.name}: *args, **kwargs and keyword-only parameters are not accepted")
         if arguments.defaults:
             raise self.refuse(f"{self.name}: parameters take no default values")
-        return tuple(Parameter(a.arg, self._annotation(a)) for a in arguments.args)
+        own = arguments.args[1:] if self.program is not None else arguments.args
+        return tuple(Parameter(a.arg, self._annotation(a)) for a in own)
 
     def _annotation(self, argument: ast.arg) -> types.Annotation:
         if argument.annotation is None:
@@ -123,14 +142,70 @@ def reachable(entry: KernelFunction) -> tuple[KernelFunction, ...]:
     """`entry` and every kernel function that its body names, directly or through others, of any file."""
     found = [entry]
     for function in found:
-        names = {node.id for node in ast.walk(function.tree) if isinstance(node, ast.Name)}
-        called = (function.namespace.get(name) for name in sorted(names))
-        found += {id(f): f for f in called if isinstance(f, KernelFunction) and f not in found}.values()
+        found += [f for f in called_by(function) if f not in found]
     return tuple(found)
 
 
+def called_by(function: KernelFunction) -> list[KernelFunction]:
+    """The kernel functions that the body names, each once, in order of appearance."""
+    nodes = (n for n in ast.walk(function.tree) if isinstance(n, (ast.Name, ast.Attribute)))
+    found = (function.named(node) for node in nodes)
+    return list(dict.fromkeys(f for f in found if f is not None))
+
+
+class Program:
+    """A class under `pl.program`: its `pl.function` methods call one another as `self.f(…)`."""
+
+    def __init__(self, python: type) -> None:
+        self.name = python.__name__
+        self.functions = {n: f for n, f in vars(python).items() if isinstance(f, KernelFunction)}
+        if not self.functions:
+            raise TypeError(f"pl.program {self.name} has no @pl.function methods")
+        for function in self.functions.values():
+            function.program = self
+
+    @cached_property
+    def entry(self) -> KernelFunction:
+        """The orchestration method, or else the opaque one that no other calls. Raises KernelRefused without one."""
+        methods = list(self.functions.values())
+        found = [f for f in methods if f.kind == "entry"]
+        if not found:
+            inner = {f for caller in methods for f in called_by(caller)}
+            found = [f for f in methods if f.kind == "opaque" and f not in inner]
+        if len(found) != 1:
+            raise methods[0].refuse(
+                f"program {self.name} has {len(found)} entries; one method must have type=pl.FunctionType.Orchestration"
+            )
+        found[0].kind = "entry"
+        return found[0]
+
+
+def function_decorator(
+    python: Callable[..., Any] | None = None,
+    *,
+    type: FunctionType = FunctionType.Opaque,  # noqa: A002  the language's name
+    strict_ssa: bool = False,
+    auto_scope: bool = True,
+    **options: Any,
+) -> Any:
+    """`@pl.function(type=…)`: a function of explicit kind (1.1). Further options choose code generation and are kept."""
+    options |= {"strict_ssa": strict_ssa, "auto_scope": auto_scope}
+    if python is None:
+        return lambda function: function_decorator(function, type=type, **options)
+    if not isinstance(type, FunctionType):
+        raise TypeError(f"pl.function(type={type!r}) is no pl.FunctionType")
+    return KernelFunction(python, _KINDS.get(type, "incore"), options)
+
+
+_KINDS = {
+    FunctionType.Opaque: "opaque",
+    FunctionType.Orchestration: "entry",
+    FunctionType.Inline: "inline",
+}
+
+
 class Jit:
-    """The decorator object `pl.jit` with its variants `host`, `inline`, `incore`, `opaque`."""
+    """The decorator object `pl.jit` with its variants `host`, `inline`, `incore`, `opaque`, `extern`."""
 
     def __init__(self, kind: str, accepted: tuple[str, ...]) -> None:
         self._kind = kind
@@ -152,3 +227,11 @@ class JitFamily(Jit):
         self.inline = Jit("inline", ("auto_scope",))
         self.incore = Jit("incore", ("level",))
         self.opaque = Jit("opaque", ())
+        self.extern = _extern
+
+
+def _extern(python: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """`pl.jit.extern` (H): a C++ kernel behind a declared signature. It can be declared; a call of it is refused."""
+    if python is None:
+        return lambda function: KernelFunction(function, "extern", options)
+    return KernelFunction(python, "extern", options)

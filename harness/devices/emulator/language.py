@@ -8,7 +8,7 @@ from typing import Any
 from harness.devices.emulator import annotations as types
 from harness.devices.emulator import control as control  # registers its ops
 from harness.devices.emulator import dtypes, enums, ops
-from harness.devices.emulator.functions import JitFamily
+from harness.devices.emulator.functions import JitFamily, KernelFunction, Program, function_decorator
 from harness.devices.emulator.runtime import CONSTRUCTS
 
 _TYPES = {
@@ -18,6 +18,7 @@ _TYPES = {
     "InOut": types.InOut,
     "Scalar": types.Scalar,
     "Array": types.Array,
+    "RUNTIME": types.RUNTIME,
     "dynamic": types.DynVar,
 }
 _ENUMS = {
@@ -48,7 +49,8 @@ def build() -> dict[str, ModuleType]:
     members: dict[str, Any] = {d.name: d for d in dtypes.ALL}
     members |= _TYPES | _ENUMS | {c.name: c for c in CONSTRUCTS}
     members |= {layout.name: layout for layout in enums.TensorLayout}
-    members["jit"] = JitFamily()
+    members |= {"jit": JitFamily(), "function": function_decorator, "program": Program}
+    members["inline"] = lambda python: KernelFunction(python, "template", {})
     members |= _namespaces()
     language.__dict__.update(members)
     language.__path__ = []

@@ -10,13 +10,13 @@ from types import ModuleType
 from typing import Any
 
 from harness.devices.base import KernelRefused
-from harness.devices.emulator.functions import KernelFunction
+from harness.devices.emulator.functions import KernelFunction, Program
 from harness.devices.kernel_modules import KernelImports, kernel_modules
 from harness.devices.process import user_place, user_process
 
 
 def load_functions(path: Path, sizes: Mapping[str, Any], tile_set: str | None) -> dict[str, KernelFunction]:
-    """The decorated functions of a kernel file, by name, for one configuration.
+    """The decorated functions of a kernel file, by name, for one configuration; a `pl.program` class is its entry.
 
     The file may be a whole script: modules beside it are found, `golden` is answered by Goldengate, its command line
     is empty, and its `__name__` is not `__main__`. Raises KernelRefused (file, line, reason) for a syntax error, for
@@ -47,6 +47,10 @@ def load_functions(path: Path, sizes: Mapping[str, Any], tile_set: str | None) -
     functions = {
         n: f for n, f in module.__dict__.items() if isinstance(f, KernelFunction) and f.file == str(path)
     }
+    for name, program in [(n, p) for n, p in module.__dict__.items() if isinstance(p, Program)]:
+        if program.entry.file == str(path):
+            functions |= {f"{name}.{n}": f for n, f in program.functions.items() if f is not program.entry}
+            functions[name] = program.entry
     for function in functions.values():
         function.compiled  # noqa: B018  refusals of every function, before anything runs
     return functions

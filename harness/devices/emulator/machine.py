@@ -40,12 +40,13 @@ class Region:
     lanes: int = 1
     phase: int = 0
     barrier: Any = None
+    split: Any = None  # `regions.Split` inside pl.split_aiv
 
     def next_phase(self) -> Region:
         return replace(self, phase=self.phase + 1)
 
-    def of_lane(self, lane: int) -> Region:
-        return replace(self, lane=lane, lanes=2)
+    def of_lane(self, lane: int, split: Any) -> Region:
+        return replace(self, lane=lane, lanes=2, split=split)
 
 
 @dataclass

@@ -12,17 +12,19 @@ from typing import Any
 
 from harness.devices.emulator import enums
 from harness.devices.emulator.annotations import ScalarType, TensorType
-from harness.devices.emulator.effects import parameter_effects
+from harness.devices.emulator.effects import parameter_effects, returned_parameters
 from harness.devices.emulator.functions import KernelFunction, Parameter
 from harness.devices.emulator.machine import Machine, Region, fault, machine
 from harness.devices.emulator.ops.subscript import subscript_load, subscript_store
-from harness.devices.emulator.regions import TaskId, at, inside, spmd, split_aiv, submit
+from harness.devices.emulator.regions import (
+    TaskId, TaskIds, at, dispatch, inside, on_cube, spmd, split_aiv, submit as submit_task,
+)  # fmt: skip
 from harness.devices.emulator.scalars import (  # rewritten code calls these as runtime.<name>
-    add, and_, eq, floordiv, ge, gt, host_floordiv, host_mod, invert, le, lshift, lt, make, mod, mul, ne, neg,
+    add, and_, eq, floordiv, fold_add, fold_floordiv, fold_mod, fold_mul, fold_sub, fold_truediv, ge, gt, host_floordiv, host_mod, invert, le, lshift, lt, make, mod, mul, ne, neg,
     not_, or_, rshift, sub, truediv, truth,
 )  # fmt: skip
 from harness.devices.emulator.tasks import Task
-from harness.devices.emulator.values import Array, Scalar, Tensor, View, as_int, describe
+from harness.devices.emulator.values import Array, Scalar, Tensor, View, as_int, describe, scalar_dtype
 from harness.devices.emulator.world import Window
 
 ALIAS = "__goldengate_runtime__"  # the name of this module in the globals of a kernel file
@@ -59,6 +61,9 @@ CONSTRUCTS = (
     Construct("scope", "write `with pl.scope():`"),
     Construct("manual_scope", "write `with pl.manual_scope():`"),
     Construct("cluster", "write `with pl.cluster():`"),
+    Construct("submit", "write `out, tid = pl.submit(kernel, …)`"),
+    Construct("spmd_submit", "write `out, tid = pl.spmd_submit(kernel, …, core_num=n)`"),
+    Construct("func_attr", "it is the first statement of a function"),
 )
 
 
@@ -114,6 +119,48 @@ def _unordered(run: Machine, steps: range) -> Iterator[int]:
     loops.pop(loop, None)
 
 
+class ParallelIds:
+    """Task ids that a pl.parallel loop carries: every iteration starts with the one from before the loop, and after the
+    loop the name stands for the ids of all iterations (2.6). Other values pass through."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Any] = {}
+        self._found: dict[str, list[Any]] = {}
+
+    def enter(self, name: str, value: Any) -> Any:
+        """The name at the start of an iteration."""
+        before = self._before.setdefault(name, value)
+        return before if isinstance(value, (TaskId, TaskIds)) else value
+
+    def leave(self, name: str, value: Any) -> Any:
+        """The name at the end of an iteration."""
+        if isinstance(value, TaskId):
+            self._found.setdefault(name, []).append(value.task)
+        return value
+
+    def all(self, name: str, value: Any) -> Any:
+        """The name after the loop."""
+        return TaskIds(tuple(self._found[name])) if name in self._found and isinstance(value, TaskId) else value
+
+
+def carried(name: str, old: Any, new: Any) -> Any:
+    """A name of an outer level that a loop or branch assigns: it keeps its kind, dtype and shape (1.5)."""
+    if old is new or old is UNASSIGNED:
+        return new
+    before, now = _type_of(old), _type_of(new)
+    if before != now:
+        raise fault(f"{name} is {describe(old)} and becomes {describe(new)} in a loop or branch", "GG310")
+    return new
+
+
+def _type_of(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, View):
+        return value.dtype, value.shape
+    if isinstance(value, (int, float, Scalar)):
+        return (scalar_dtype(value),)
+    return ("task id",) if value is None or isinstance(value, (TaskId, TaskIds)) else (type(value),)
+
+
 # -- scopes -----------------------------------------------------------------------------------------
 
 
@@ -149,7 +196,10 @@ def call(function: KernelFunction, *arguments: Any) -> Any:
     """A call of an inline (spliced: same region, same storage) or of an in-core function (a task of its own)."""
     compiled = function.compiled
     if function.kind == "incore":
-        return _incore(function, arguments)
+        region = machine().region
+        if region is not None and region.kind in ("spmd", "incore"):  # the block is the task
+            return compiled.run(*arguments)
+        return submit(function, *arguments, gg_id=False)
     result = compiled.run(*arguments)
     if compiled.writebacks:
         order = [p.name for p in function.parameters]
@@ -163,7 +213,15 @@ def call(function: KernelFunction, *arguments: Any) -> Any:
     return result
 
 
-def _incore(function: KernelFunction, arguments: tuple[Any, ...]) -> Any:
+def submit(
+    function: KernelFunction,
+    *arguments: Any,
+    deps: Any = None,
+    allow_early_resolve: bool = False,
+    name_hint: str = "",
+    gg_id: bool = True,
+) -> Any:
+    """A call of an in-core function as a task: its results, and with `gg_id` the task id last (2.6)."""
     results: list[Any] = []
 
     def run(task: Task) -> None:
@@ -173,9 +231,48 @@ def _incore(function: KernelFunction, arguments: tuple[Any, ...]) -> Any:
             task.after = task.start | state.unit.known
 
     reads, writes = _directed(function, arguments)
-    task = submit(function.name, run, reads, writes, None)
-    machine().tasks.finish([task])  # its results are values of the caller
-    return results[0]
+    task = submit_task(name_hint or function.name, run, reads, writes, deps)
+    value = _results(function, arguments)
+    if value is None and function.compiled.returns:
+        machine().tasks.finish([task])
+        value = results[0] if isinstance(results[0], tuple) else (results[0],)
+    return _flat(value or (), TaskId(task) if gg_id else None)
+
+
+def spmd_submit(
+    function: KernelFunction,
+    *arguments: Any,
+    core_num: Any,
+    sync_start: bool = False,
+    deps: Any = None,
+    allow_early_resolve: bool = False,
+    name_hint: str = "",
+) -> Any:
+    """An in-core function as a dispatch of `core_num` blocks: its results, then the task id (2.4)."""
+    value = _results(function, arguments)
+    if value is None and function.compiled.returns:
+        raise fault(f"pl.spmd_submit: {function.name} must return its pl.Out parameters")
+    reads, writes = _directed(function, arguments)
+
+    def body(_: int) -> None:
+        function.compiled.run(*arguments)
+
+    tid = dispatch(name_hint or function.name, body, core_num, reads, writes, deps, sync_start)
+    return _flat(value or (), tid)
+
+
+def _results(function: KernelFunction, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What a separately compiled function returns, known before it runs: the arguments that it writes (1.3)."""
+    names = returned_parameters(function)
+    if not names:
+        return None
+    given = dict(zip((p.name for p in function.parameters), arguments, strict=True))
+    return tuple(given[name] for name in names)
+
+
+def _flat(values: tuple[Any, ...], tid: TaskId | None) -> Any:
+    parts = values if tid is None else (*values, tid)
+    return parts[0] if len(parts) == 1 else parts or None
 
 
 def _directed(function: KernelFunction, arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
@@ -242,6 +339,19 @@ def set_item(target: Any, index: Any, value: Any) -> None:
         raise fault(f"{describe(target)} cannot be assigned through a subscript")
 
 
+def dynamic_slice(lower: Any, upper: Any) -> slice:
+    """`lower:upper` whose extent is known at run time only: for orchestration (3.3)."""
+    dynamic_extent(None)
+    return slice(lower, upper)
+
+
+def dynamic_extent(value: Any) -> Any:
+    """An extent that is known at run time only. Raises inside a kernel, where tiles are static (3.12)."""
+    if machine().region is not None:
+        raise fault("an extent inside a kernel must be a compile-time constant; only offsets may vary", "GG309")
+    return value
+
+
 def shape_item(shape: tuple[int, ...], index: Any) -> int:
     """`x.shape[i]`."""
     position = as_int(index, "axis")
@@ -258,8 +368,9 @@ def extent(value: Any, axis: int) -> int:
 
 
 __all__ = [
-    "ALIAS", "CONSTRUCTS", "ENUMS", "UNASSIGNED", "Construct", "TaskId", "add", "and_", "at", "call", "cluster", "eq",
-    "extent", "floordiv", "ge", "gt", "host_floordiv", "host_mod", "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg",
-    "not_", "or_", "parallel_", "pipeline_", "range_", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
-    "spmd", "sub", "truediv", "truth", "unroll_",
+    "ALIAS", "CONSTRUCTS", "ENUMS", "UNASSIGNED", "Construct", "ParallelIds", "TaskId", "add", "and_", "at", "call",
+    "carried", "cluster", "dynamic_extent", "dynamic_slice", "eq", "extent", "floordiv", "fold_add", "fold_floordiv",
+    "fold_mod", "fold_mul", "fold_sub", "fold_truediv", "ge", "gt", "host_floordiv", "host_mod", "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg",
+    "not_", "on_cube", "or_", "parallel_", "pipeline_", "range_", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
+    "spmd", "spmd_submit", "sub", "submit", "truediv", "truth", "unroll_",
 ]  # fmt: skip

@@ -124,6 +124,28 @@ def truediv(a: Any, b: Any) -> Any:
     return make(_quotient(x, y), dtype)
 
 
+def _folded(constants: Callable[[Any, Any], Any], device: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """An operator on entry scalars and literals: Python arithmetic where both are constants of this compile (1.2)."""
+
+    def run(a: Any, b: Any) -> Any:
+        if type(a) in (int, float) and type(b) in (int, float) and type(a) is type(b):
+            try:
+                return constants(a, b)
+            except ArithmeticError as error:
+                raise fault(f"constant expression: {error}") from error
+        return device(a, b)
+
+    return run
+
+
+fold_add = _folded(operator.add, add)
+fold_sub = _folded(operator.sub, sub)
+fold_mul = _folded(operator.mul, mul)
+fold_truediv = _folded(operator.truediv, truediv)
+fold_floordiv = _folded(operator.floordiv, floordiv)
+fold_mod = _folded(operator.mod, mod)
+
+
 def lshift(a: Any, b: Any) -> Any:
     x, y, dtype = _integers("<<", a, b)
     return make(x << _shift(y, dtype), dtype)
@@ -201,6 +223,7 @@ def _no_logic_in_orchestration(word: str) -> None:
 
 
 __all__ = [
-    "Number", "add", "and_", "eq", "floordiv", "ge", "gt", "host_floordiv", "host_mod", "invert", "le", "lshift", "lt", "make", "mod",
+    "Number", "add", "and_", "eq", "floordiv", "fold_add", "fold_floordiv", "fold_mod", "fold_mul", "fold_sub",
+    "fold_truediv", "ge", "gt", "host_floordiv", "host_mod", "invert", "le", "lshift", "lt", "make", "mod",
     "mul", "ne", "neg", "not_", "or_", "rshift", "sub", "truediv", "truth", "wrap",
 ]  # fmt: skip
