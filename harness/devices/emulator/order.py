@@ -1,13 +1,15 @@
 """What happens before what, and accesses that are not ordered: the race detector (pypto_dsl.md 2.3, 4.4).
 
-A *unit* is a stretch of execution with one place in the order: a block of a task, a lane, a task, the orchestrating code of a
-rank. Every source line at which a unit touches memory is a *site*, numbered in the order of appearance. A unit knows the
-sites that happened before it, as a bit set; dependencies, barriers, notifies and waits hand knowledge on. Each storage
-remembers, per element, the site that wrote it last and the site that read it last (its *shadow*). An access to an element
-whose last writer (for a write: or reader) the unit does not know is a race, whatever order this run happened to take.
+A *unit* is a stretch of execution with one place in the order: a block of a task, a lane, a task, the orchestrating
+code of a rank. Every source line at which a unit touches memory is a *site*, numbered in the order of appearance. A
+unit knows the sites that happened before it, as a bit set; dependencies, barriers, notifies and waits hand knowledge
+on. Each storage remembers, per element, the site that wrote it last and the site that read it last (its *shadow*). An
+access to an element whose last writer (for a write: or reader) the unit does not know is a race, whatever order this
+run happened to take.
 
-Two short cuts keep this cheap and change no answer: a storage also keeps the set of all sites that may stand in its shadow,
-so that a unit that knows them all need not look; and a window that one site wrote or read as a whole needs one look.
+Two short cuts keep this cheap and change no answer: a storage also keeps the set of all sites that may stand in its
+shadow, so that a unit that knows them all need not look; and a window that one site wrote or read as a whole needs one
+look.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Race:
-    """Two accesses to one element without an order. `kind` is "write-write", "write-read" or "read-write" (first, second)."""
+    """Two accesses to one element without an order. `kind` names first and second: "write-write", "write-read" or
+    "read-write"."""
 
     kind: str
     first: Site | None

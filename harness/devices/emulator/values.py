@@ -204,7 +204,8 @@ class Tile(View):
 
     @classmethod
     def undefined(cls, shape: Sequence[int], dtype: DType, name: str, *, space: str = "Vec") -> Tile:
-        return cls(Storage.undefined(math.prod(shape), dtype, name, space), dtype, shape, row_major(tuple(shape)), space=space)
+        storage = Storage.undefined(math.prod(shape), dtype, name, space)
+        return cls(storage, dtype, shape, row_major(tuple(shape)), space=space)
 
     @property
     def full(self) -> bool:

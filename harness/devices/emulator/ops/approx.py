@@ -22,6 +22,9 @@ def _in_fp64(function: Ufunc, x: Torch) -> Torch:
 
 def sqrt(x: Torch) -> Torch:
     """Correctly rounded square root of FP32 or FP16 (FP64 holds enough digits for the second rounding to be safe)."""
+    if x.dtype is torch.float32:  # the host's instruction is correctly rounded as well
+        with np.errstate(invalid="ignore"):
+            return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
     return _in_fp64(np.sqrt, x).to(x.dtype)
 
 
@@ -48,9 +51,12 @@ def rsqrt(schedule: Schedule) -> Callable[[Torch], Torch]:
     cut = -(1 << (23 - RSQRT_BITS))
 
     def truncated(x: Torch) -> Torch:
-        y = (1.0 / _in_fp64(np.sqrt, x)).to(torch.float32)
-        # An all-ones mask above the cut keeps sign, exponent and 12 fraction bits; infinity stays infinity.
-        return torch.where(torch.isnan(y), y, (y.view(torch.int32) & cut).view(torch.float32)).to(x.dtype)
+        with np.errstate(all="ignore"):
+            y = (1.0 / np.sqrt(x.double().numpy())).astype(np.float32)
+        # The mask keeps sign, exponent and 12 fraction bits: infinity stays infinity, and NaN a (quiet) NaN.
+        bits = y.view(np.int32)
+        bits &= cut
+        return torch.from_numpy(np.asarray(y)).to(x.dtype)
 
     def spread(x: Torch) -> Torch:
         y = 1.0 / _in_fp64(np.sqrt, x)

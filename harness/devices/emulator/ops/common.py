@@ -225,7 +225,10 @@ def apply(
     if problems:
         check_vector(first.shape, dtype)
     # No operand undefined anywhere (an undefined element outside a valid region is tainted): no box to respect.
-    if all(t.storage.taint is None and t.valid == t.shape for t in tiles):
+    for t in tiles:
+        if t.storage.taint is not None or t.valid != t.shape:
+            break
+    else:
         return Tile.of(function(*[t.data for t in tiles]), dtype, name=name)
     for other in tiles[1:]:
         check_valid(name, first, other)

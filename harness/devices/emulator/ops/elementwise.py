@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -82,8 +83,14 @@ def binary(
 
 
 def _with_scalar(function: Callable[..., Torch], scalar: int | float, data: Torch) -> Torch:
-    # A 0-dim tensor of the tile's own dtype: torch must neither promote nor turn a division into a product.
-    return function(data, torch.tensor(scalar, dtype=data.dtype))
+    return function(data, _as_tensor(scalar, math.copysign(1.0, scalar), data.dtype))
+
+
+@lru_cache(maxsize=1024)
+def _as_tensor(scalar: int | float, sign: float, dtype: torch.dtype) -> Torch:
+    # A 0-dim tensor of the tile's own dtype: torch must neither promote nor turn a division into a product. The sign
+    # tells the zeros apart, which are equal as keys.
+    return torch.tensor(scalar, dtype=dtype)
 
 
 def unary(name: str, x: object, function: Callable[[Torch], Torch], allowed: frozenset[DType] = FLOATS) -> Tile:
