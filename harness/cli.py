@@ -1,4 +1,4 @@
-"""The command `goldengate`: verify, list, golden, run-file.
+"""The command `goldengate`: verify, equiv, list, golden, run-file.
 
 Exit codes: 0 all verified and passed, 1 something failed, 2 bad input or usage (one line on stderr), 3 nothing
 failed but something is unverified, 4 an error of goldengate itself (with a traceback).
@@ -16,14 +16,14 @@ from typing import NoReturn, TextIO
 
 from goldens.errors import GoldenInputError
 from harness import report
-from harness.compare import FAIL
+from harness.compare import FAIL, PASS
 from harness.devices import get_device
 from harness.devices.base import KernelRefused
 from harness.errors import UsageError
 from harness.execute import execute
 from harness.foreign import command as run_file
 from harness.run import Run
-from harness.selection import Selection, expand, kernel_file, numbers
+from harness.selection import Selection, expand, kernel_file, numbers, override
 from harness.tolerances import DEFAULT_PATH, load_tolerances
 from harness.verify import Verdict
 from specs.errors import SpecError
@@ -83,6 +83,16 @@ def _parser() -> _Parser:
     listing.add_argument("ops", nargs="*", metavar="OP")
     listing.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
 
+    equiv = commands.add_parser("equiv", help="compare the outputs of two kernels, or of two tilings of one")
+    equiv.set_defaults(command=_equiv)
+    equiv.add_argument("ops", nargs=1, metavar="OP")
+    equiv.add_argument("--kernel", action="append", default=[], metavar="FILE[:FUNCTION]", help="one: with shipped")
+    equiv.add_argument("--tiles", action="append", default=[], help="tile set, once for both sides or once for each")
+    equiv.add_argument("--ulp", action="append", default=[], metavar="OUTPUT=N", help="instead of bit equality")
+    _add_configuration(equiv, many=True)
+    equiv.add_argument("--schedule", type=_numbers, default=[0], metavar="N", help="of both sides (default: 0)")
+    equiv.add_argument("--device", default="emulator", help="where to run (default: emulator)")
+
     golden = commands.add_parser("golden", help="evaluate goldens only; needs no device")
     golden.set_defaults(command=_golden)
     golden.add_argument("ops", nargs="+", metavar="OP")
@@ -99,11 +109,21 @@ def _add_configuration(parser: argparse.ArgumentParser, *, many: bool) -> None:
     parser.add_argument("--deployment", action="append", type=_names, help="token counts (default: decode)")
     parser.add_argument("--case", action="append", type=_names, help=f"{cases} (default: all at tiny)")
     parser.add_argument("--seed", type=_numbers, default=[0], metavar="N", help="seeds of the inputs, like 0..4")
+    parser.add_argument(
+        "--set", action="append", type=_override, default=[], metavar="NAME=VALUE", help="another size, like tokens=16"
+    )
 
 
 def _numbers(text: str) -> list[int]:
     try:
         return numbers(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _override(text: str) -> tuple[str, int | float]:
+    try:
+        return override(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -129,6 +149,7 @@ def _selection(arguments: argparse.Namespace, schedules: Sequence[int] = (0,)) -
         cases=flat(arguments.case, []),
         seeds=arguments.seed,
         schedules=schedules,
+        overrides=arguments.set,
     )
 
 
@@ -222,6 +243,28 @@ def _list(arguments: argparse.Namespace) -> int:
     tolerances = load_tolerances(DEFAULT_PATH if arguments.tolerances is None else Path(arguments.tolerances))
     print(listing(arguments.ops, tolerances))
     return PASSED
+
+
+def _equiv(arguments: argparse.Namespace) -> int:
+    from harness import equiv
+
+    sides = equiv.sides_of(arguments.kernel, arguments.tiles, kernel_file)
+    start = time.perf_counter()
+    runs = expand(_selection(arguments, arguments.schedule), device=arguments.device)
+    comparisons = list(equiv.compare_all(get_device(arguments.device), runs, sides, arguments.ulp))
+    print(equiv.table(comparisons))
+    failures = [text for text in map(equiv.failure_text, comparisons) if text]
+    for text in failures[:_FAILURES_SHOWN]:
+        print(f"\n{text}")
+    if len(failures) > _FAILURES_SHOWN:
+        print(f"\n{len(failures) - _FAILURES_SHOWN} more comparisons failed")
+    statuses = list(equiv.output_statuses(comparisons).values())
+    seconds = time.perf_counter() - start
+    print(f"\nA: {sides[0].label}; B: {sides[1].label}")
+    print(f"{len(comparisons)} comparisons in {seconds:.1f} s: {len(failures)} failed")
+    if FAIL in statuses:
+        return FAILED
+    return PASSED if statuses and set(statuses) == {PASS} else UNVERIFIED_EXIT
 
 
 def _golden(arguments: argparse.Namespace) -> int:

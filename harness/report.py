@@ -51,15 +51,15 @@ def _where(judgement: Judgement, diverged: str | None) -> str:
     return "; ".join(parts)
 
 
-def point_text(point: Point) -> str:
-    """`[3, 17]: actual 0.25 (0x3e80), expected 0.251 (0x3e81), 1 step apart`."""
+def point_text(point: Point, names: tuple[str, str] = ("actual", "expected")) -> str:
+    """`[3, 17]: actual 0.25 (0x3e80), expected 0.251 (0x3e81), 1 step apart`; `names` are those of the two values."""
     if point.distance is None:
         apart = "not finite"
     else:
         apart = f"{point.distance} step{'' if point.distance == 1 else 's'} apart"
     return (
-        f"{list(point.index)}: actual {_value(point.actual)} ({point.actual_bits}), "
-        f"expected {_value(point.expected)} ({point.expected_bits}), {apart}"
+        f"{list(point.index)}: {names[0]} {_value(point.actual)} ({point.actual_bits}), "
+        f"{names[1]} {_value(point.expected)} ({point.expected_bits}), {apart}"
     )
 
 

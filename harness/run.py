@@ -14,6 +14,7 @@ class Run:
     `kernel`: path of the user's kernel file, None for the shipped one; `function`: its entry, None for the op's name
     or the only entry. `tiles`: name of a tile set, None for the shipped one. `lint`: "error" fails the run on
     findings of that severity, "warn" only reports them. `tolerances`: path of another tolerances file.
+    `overrides`: (name, value) pairs for `load_op`, sizes and constants that differ from the preset's.
     """
 
     op: str
@@ -28,18 +29,19 @@ class Run:
     tiles: str | None = None
     lint: str = "error"
     tolerances: str | None = None
+    overrides: tuple[tuple[str, int | float], ...] = ()
 
     @property
     def id(self) -> str:
-        """`gate-tiny-decode-hash-seed0`, with `-schedule7` unless the schedule is 0."""
+        """`gate-tiny-decode-hash-seed0`; `-tokens16` before the case for each override, `-schedule7` unless 0."""
+        sizes = "".join(f"-{name}{value}" for name, value in self.overrides)
         schedule = f"-schedule{self.schedule}" if self.schedule else ""
-        return f"{self.op}-{self.preset}-{self.deployment}-{self.case}-seed{self.seed}{schedule}"
+        return f"{self.op}-{self.preset}-{self.deployment}{sizes}-{self.case}-seed{self.seed}{schedule}"
 
     @property
     def command(self) -> str:
         """The command that repeats this run."""
-        words = ["goldengate", "verify", self.op, "--preset", self.preset, "--deployment", self.deployment]
-        words += ["--case", self.case, "--seed", str(self.seed), "--schedule", str(self.schedule)]
+        words = ["goldengate", "verify", self.op, *self.situation_words, "--schedule", str(self.schedule)]
         if self.device != "emulator":
             words += ["--device", self.device]
         if self.kernel is not None:
@@ -53,9 +55,17 @@ class Run:
         return shlex.join(words)
 
     @property
-    def inputs_key(self) -> tuple[str, str, str, str, int]:
+    def situation_words(self) -> list[str]:
+        """The options that fix the inputs, for any command that draws them."""
+        words = ["--preset", self.preset, "--deployment", self.deployment]
+        for name, value in self.overrides:
+            words += ["--set", f"{name}={value!r}"]
+        return [*words, "--case", self.case, "--seed", str(self.seed)]
+
+    @property
+    def inputs_key(self) -> tuple[object, ...]:
         """Runs with one key have the same inputs and golden."""
-        return (self.op, self.preset, self.deployment, self.case, self.seed)
+        return (self.op, self.preset, self.deployment, self.overrides, self.case, self.seed)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

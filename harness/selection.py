@@ -17,7 +17,10 @@ _MOST = 100_000
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for. Empty `ops` are all; empty `cases` are all valid ones at tiny, the default one elsewhere."""
+    """What was asked for. Empty `ops` are all; empty `cases` are all valid ones at tiny, the default one elsewhere.
+
+    `overrides`: (name, value) pairs for `load_op`.
+    """
 
     ops: Sequence[str] = ()
     presets: Sequence[str] = ("tiny",)
@@ -25,6 +28,7 @@ class Selection:
     cases: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
     schedules: Sequence[int] = (0,)
+    overrides: Sequence[tuple[str, int | float]] = ()
 
 
 def numbers(text: str) -> list[int]:
@@ -43,6 +47,17 @@ def numbers(text: str) -> list[int]:
             raise UsageError(f"{text!r} is more than {_MOST} numbers")
         found.update(range(low, high + 1))
     return sorted(found)
+
+
+def override(text: str) -> tuple[str, int | float]:
+    """`tokens=16` or `rms_norm_eps=1e-5` as a pair of name and number. Raises UsageError."""
+    name, _, value = text.partition("=")
+    for kind in (int, float):
+        try:
+            return name.strip(), kind(value)
+        except ValueError:
+            continue
+    raise UsageError(f"{text!r} is no override, like tokens=16 or rms_norm_eps=1e-5")
 
 
 def kernel_file(text: str) -> tuple[str, str | None]:
@@ -74,7 +89,7 @@ def expand(selection: Selection, **common: str | None) -> list[Run]:
     ):
         _check(kind, names, known)
     loaded = {
-        (name, preset, deployment): load_op(name, preset, deployment)
+        (name, preset, deployment): load_op(name, preset, deployment, **dict(selection.overrides))
         for name in dict.fromkeys(ops)
         for preset in dict.fromkeys(selection.presets)
         for deployment in dict.fromkeys(selection.deployments)
@@ -91,7 +106,7 @@ def expand(selection: Selection, **common: str | None) -> list[Run]:
         else:
             cases = valid[:1]
         runs += [
-            Run(name, preset, deployment, case, seed, schedule, **common)  # type: ignore[arg-type]
+            Run(name, preset, deployment, case, seed, schedule, overrides=tuple(selection.overrides), **common)  # type: ignore[arg-type]
             for case in cases
             for seed in selection.seeds
             for schedule in selection.schedules

@@ -86,9 +86,9 @@ class Session:
     def __init__(self, device: Device, tolerances: Tolerances) -> None:
         self.device = device
         self.tolerances = tolerances
-        self._key: tuple[str, str, str, str, int] | None = None
+        self._key: tuple[object, ...] | None = None
         self._prepared: Prepared | None = None
-        self._kernels: dict[tuple[str | None, ...], Kernel] = {}
+        self._kernels: dict[tuple[object, ...], Kernel] = {}
 
     def verify(self, run: Run) -> Verdict:
         """One verdict. Raises SpecError or GoldenInputError for names and inputs that are out of contract, and
@@ -112,15 +112,9 @@ class Session:
         return _verdict(run, prepared, outputs, problems, result, timing)
 
     def _load(self, run: Run, op: Op) -> Kernel:
-        key = (run.op, run.preset, run.deployment, run.kernel, run.function, run.tiles)
+        key = (run.op, run.preset, run.deployment, run.overrides, run.kernel, run.function, run.tiles)
         if key not in self._kernels:
-            try:
-                self._kernels[key] = self.device.load(*kernel_source(run, op), op.sizes, run.tiles)
-            except ValueError as error:  # a tile set that there is not, or that does not fit the sizes
-                raise UsageError(f"{run.op} {run.preset}/{run.deployment}: {error}") from error
-            found = self._kernels[key].function
-            if run.function is not None and found != run.function:  # a device may fall back on the only entry
-                raise UsageError(f"{run.kernel} has no function {run.function!r}; its entry is {found}")
+            self._kernels[key] = load_kernel(self.device, run, op)
         return self._kernels[key]
 
     def _prepare(self, run: Run) -> tuple[Prepared, Timing]:
@@ -136,7 +130,7 @@ def prepare(run: Run) -> tuple[Prepared, Timing]:
     """Draw the inputs of a run and evaluate its golden. Raises SpecError, GoldenInputError."""
     from specs.registry import load_op
 
-    op = load_op(run.op, run.preset, run.deployment)
+    op = load_op(run.op, run.preset, run.deployment, **dict(run.overrides))
     start = time.perf_counter()
     inputs = op.inputs(run.case, run.seed)
     drawn = time.perf_counter()
@@ -145,6 +139,17 @@ def prepare(run: Run) -> tuple[Prepared, Timing]:
     done = time.perf_counter()
     prepared = Prepared(op, inputs, checksums(inputs), golden, stages, op.valid(inputs), tuple(nan_notes(inputs)))
     return prepared, Timing(inputs=drawn - start, golden=done - drawn)
+
+
+def load_kernel(device: Device, run: Run, op: Op) -> Kernel:
+    """The kernel under test. Raises KernelRefused, and UsageError for a tile set or function that there is not."""
+    try:
+        kernel = device.load(*kernel_source(run, op), op.sizes, run.tiles)
+    except ValueError as error:  # a tile set that there is not, or that does not fit the sizes
+        raise UsageError(f"{run.op} {run.preset}/{run.deployment}: {error}") from error
+    if run.function is not None and kernel.function != run.function:  # a device may fall back on the only entry
+        raise UsageError(f"{run.kernel} has no function {run.function!r}; its entry is {kernel.function}")
+    return kernel
 
 
 def kernel_source(run: Run, op: Op) -> tuple[Path, str]:
