@@ -194,3 +194,28 @@ def test_numbers(text, values):
 def test_rejects_what_is_no_number(text):
     with pytest.raises(UsageError):
         numbers(text)
+
+
+def test_an_override_changes_sizes_and_is_part_of_the_repeat_line(capsys, tmp_path):
+    path = tmp_path / "verdicts.json"
+    argv = ["verify", "rms_norm", "--case", "default", "--set", "tokens=16", "--set", "rms_norm_eps=1e-5"]
+    assert main([*argv, "--json", str(path)]) == 0
+    run = json.loads(path.read_text())["runs"][0]
+    assert run["config"]["sizes"]["T"] == 16
+    assert run["config"]["model"]["rms_norm_eps"] == 1e-5
+    assert "--set tokens=16 --set rms_norm_eps=1e-05" in run["reproduce"]
+    assert run["id"] == "rms_norm-tiny-decode-tokens16-rms_norm_eps1e-05-default-seed0"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tokens", "'tokens' is no override, like tokens=16"),
+        ("tokens=many", "'tokens=many' is no override, like tokens=16"),
+        ("tokns=16", "unknown override 'tokns'"),
+        ("tokens=7", "T = 7 is no multiple of 8"),
+        ("rms_norm_eps=nan", "rms_norm_eps is nan"),
+    ],
+)
+def test_rejects_an_override_that_cannot_be(capsys, text, message):
+    assert message in error_of(capsys, "verify", "rms_norm", "--set", text)
