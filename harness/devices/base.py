@@ -83,9 +83,7 @@ class Device(Protocol):
     @property
     def name(self) -> str: ...
 
-    def load(
-        self, path: Path, function: str, sizes: Mapping[str, int | float], tiles: str | None
-    ) -> Kernel:
+    def load(self, path: Path, function: str, sizes: Mapping[str, int | float], tiles: str | None) -> Kernel:
         """Load `function` of the kernel file `path` with the values of `kernels.sizes` for one configuration.
 
         `tiles`: name of a tile set, None for the shipped one. Raises KernelRefused.
