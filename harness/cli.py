@@ -72,6 +72,7 @@ def _parser() -> _Parser:
     verify.add_argument("--tiles", help="tile set of the shipped kernels, like pr672")
     verify.add_argument("--kernel", metavar="FILE[:FUNCTION]", help="your own kernel for the one op given")
     verify.add_argument("--lint", choices=("error", "warn"), default="error", help="what findings do")
+    verify.add_argument("--checks", choices=("on", "off"), default="on", help="off: no race detector, no warnings")
     verify.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
     verify.add_argument("--json", metavar="FILE", help="write every figure of every run")
     verify.add_argument("-j", "--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
@@ -159,7 +160,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         if len(set(arguments.ops)) != 1:
             raise UsageError("--kernel judges one op: name it, as in `goldengate verify gate --kernel FILE`")
         path, function = kernel_file(arguments.kernel)
-    get_device(arguments.device)
+    get_device(arguments.device, checks=arguments.checks == "on")
     load_tolerances(DEFAULT_PATH if arguments.tolerances is None else Path(arguments.tolerances))
     runs = expand(
         _selection(arguments, arguments.schedule),
@@ -168,6 +169,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         function=function,
         tiles=arguments.tiles,
         lint=arguments.lint,
+        checks=arguments.checks,
         tolerances=arguments.tolerances,
     )
     with _writable(arguments.json) as json_file:

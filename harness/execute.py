@@ -50,7 +50,7 @@ def batches(runs: Sequence[Run]) -> list[list[Run]]:
 
 def _session(run: Run) -> Session:
     path = DEFAULT_PATH if run.tolerances is None else Path(run.tolerances)
-    return Session(get_device(run.device), load_tolerances(path))
+    return Session(get_device(run.device, checks=run.checks == "on"), load_tolerances(path))
 
 
 def _one_thread() -> None:

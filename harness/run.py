@@ -13,7 +13,8 @@ class Run:
 
     `kernel`: path of the user's kernel file, None for the shipped one; `function`: its entry, None for the op's name
     or the only entry. `tiles`: name of a tile set, None for the shipped one. `lint`: "error" fails the run on
-    findings of that severity, "warn" only reports them. `tolerances`: path of another tolerances file.
+    findings of that severity, "warn" only reports them. `checks`: "off" leaves out the emulator's race detector and
+    warnings. `tolerances`: path of another tolerances file.
     `overrides`: (name, value) pairs for `load_op`, sizes and constants that differ from the preset's.
     """
 
@@ -28,6 +29,7 @@ class Run:
     function: str | None = None
     tiles: str | None = None
     lint: str = "error"
+    checks: str = "on"
     tolerances: str | None = None
     overrides: tuple[tuple[str, int | float], ...] = ()
 
@@ -50,6 +52,8 @@ class Run:
             words += ["--tiles", self.tiles]
         if self.lint != "error":
             words += ["--lint", self.lint]
+        if self.checks != "on":
+            words += ["--checks", self.checks]
         if self.tolerances is not None:
             words += ["--tolerances", self.tolerances]
         return shlex.join(words)

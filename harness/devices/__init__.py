@@ -17,11 +17,17 @@ def device_names() -> list[str]:
     return sorted(_DEVICES)
 
 
-def get_device(name: str) -> Device:
-    """A fresh device called `name`. Raises UsageError, naming the known ones, for any other name, and where what the
-    device needs is not installed."""
+def get_device(name: str, *, checks: bool = True) -> Device:
+    """A fresh device called `name`; without `checks`, the emulator leaves out its race detector and its warnings.
+
+    Raises UsageError, naming the known ones, for any other name, where what the device needs is not installed, and for
+    a device other than the emulator without checks.
+    """
     if name not in _DEVICES:
         raise UsageError(f"unknown device {name!r}{did_you_mean(name, device_names())}")
     module, attribute = _DEVICES[name]
-    device: Device = getattr(import_module(module), attribute)()
+    if not checks and name != "emulator":
+        raise UsageError(f"--checks=off is an option of the emulator; the device {name} has no checks to leave out")
+    options = {} if checks else {"checks": False}
+    device: Device = getattr(import_module(module), attribute)(**options)
     return device

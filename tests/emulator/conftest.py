@@ -35,9 +35,9 @@ class KernelFile:
     def load(self) -> dict[str, KernelFunction]:
         return load_functions(self.path, {}, None)
 
-    def run(self, *, schedule: int = 0, entry: str = "kernel", **inputs: Any) -> Any:
+    def run(self, *, schedule: int = 0, entry: str = "kernel", checks: bool = True, **inputs: Any) -> Any:
         function = self.load()[entry]
-        return execute(function, inputs, schedule, frozenset({str(self.path)}))
+        return execute(function, inputs, schedule, frozenset({str(self.path)}), checks=checks)
 
 
 @pytest.fixture

@@ -34,6 +34,17 @@ def test_rejects_blocks_that_write_the_same_element(kernel) -> None:
     assert findings(file, x=torch.ones(8, 64)) == {("GG401", file.line("# write"))}
 
 
+def test_without_checks_a_race_is_not_looked_for_and_an_error_still_found(kernel) -> None:
+    file = kernel(OVERLAP.format(width=16))
+    run = file.run(x=torch.ones(8, 64), checks=False)
+    assert run.findings == []
+    assert torch.equal(run.outputs["out"], file.run(x=torch.ones(8, 64)).outputs["out"])
+    assert run.undefined["out"] is None
+    narrow = kernel(OVERLAP.format(width=4)).run(x=torch.ones(8, 64), checks=False)
+    assert {f.code for f in narrow.findings} == {"GG101"}
+    assert narrow.undefined["out"] is not None
+
+
 def test_accepts_blocks_side_by_side_in_one_row(kernel) -> None:
     """Their windows interleave in memory and do not share an element."""
     assert findings(kernel(OVERLAP.format(width=8)), x=torch.ones(8, 64)) == set()

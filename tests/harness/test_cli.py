@@ -42,6 +42,8 @@ def error_of(capsys, *argv):
         (["verify", "--schedule", "0..99999999999"], "is more than 100000 numbers"),
         (["verify", "-j", "0"], "'0' is no number >= 1"),
         (["verify", "--lint", "off"], "invalid choice: 'off'"),
+        (["verify", "--checks", "maybe"], "invalid choice: 'maybe'"),
+        (["verify", "gate", "--checks=off", "--device", "pypto"], "--checks=off is an option of the emulator"),
         (["verify", "gate", "--kernel", "/none/k.py"], "kernel file /none/k.py does not exist"),
         (["verify", "gate", "--kernel", "/tmp"], "kernel file /tmp is not a file"),
         (["verify", "--kernel", str(KERNEL)], "--kernel judges one op"),
@@ -111,6 +113,21 @@ def test_verify_prints_the_table_and_writes_json(capsys, tmp_path):
         "rms_norm-tiny-decode-default-seed0",
         "rms_norm-tiny-decode-default-seed0-schedule1",
     ]
+
+
+def test_without_checks_the_bits_are_the_same_and_the_repeat_line_says_so(capsys, tmp_path):
+    runs = []
+    for checks in ("on", "off"):
+        report = tmp_path / f"{checks}.json"
+        assert main(["verify", "rms_norm", "--case", "default", f"--checks={checks}", "--json", str(report)]) == 0
+        runs += json.loads(report.read_text())["runs"]
+    capsys.readouterr()
+    checked, unchecked = runs
+    assert checked["outputs"] == unchecked["outputs"]
+    assert checked["run"]["checks"] == "on"
+    assert "--checks" not in checked["reproduce"]
+    assert unchecked["run"]["checks"] == "off"
+    assert unchecked["reproduce"].endswith("--checks off")
 
 
 def test_a_users_own_kernel_is_judged_like_the_shipped_one(capsys, tmp_path):

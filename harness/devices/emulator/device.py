@@ -37,9 +37,15 @@ class EmulatorKernel:
 
 
 class EmulatorDevice:
-    """PyPTO kernels executed on the CPU from their source, with device semantics. See the package docstring."""
+    """PyPTO kernels executed on the CPU from their source, with device semantics. See the package docstring.
+
+    `checks=False` leaves out the race detector and the warnings; errors and undefined memory are still reported.
+    """
 
     name = "emulator"
+
+    def __init__(self, *, checks: bool = True) -> None:
+        self.checks = checks
 
     def load(
         self, path: Path, function: str, sizes: Mapping[str, int | float], tiles: str | None = None
@@ -75,8 +81,10 @@ class EmulatorDevice:
 
             modes = {s.name: getattr(s, "resident", None) for s in op.signature}
             resident = {name: mode for name, mode in modes.items() if mode is not None}
-            return execute_host(kernel.entry, inputs, schedule, kernel.files, world=op.world, residency=resident)
-        return execute(kernel.entry, dict(inputs), schedule, files=kernel.files)
+            return execute_host(
+                kernel.entry, inputs, schedule, kernel.files, world=op.world, residency=resident, checks=self.checks
+            )
+        return execute(kernel.entry, dict(inputs), schedule, files=kernel.files, checks=self.checks)
 
 
 def execute(
@@ -88,8 +96,13 @@ def execute(
     checks: bool = True,
 ) -> DeviceRun:
     """Run an entry with inputs by parameter name. Out tensors take their shape from the annotation and the dynamic
-    dimensions of the tensors given, and start undefined; inout tensors start as copies."""
-    machine = Machine(schedule=Schedule(schedule), files=set(files), order=Order() if checks else None)
+    dimensions of the tensors given, and start undefined; inout tensors start as copies.
+
+    Without `checks` accesses are not compared for races (GG401 to GG404) and warnings are not collected; the results of
+    a kernel are the same.
+    """
+    order = Order() if checks else None
+    machine = Machine(schedule=Schedule(schedule), files=set(files), order=order, warnings=checks)
     start = time.perf_counter()
     with running(machine), one_thread(), faults_at_their_line(machine):
         arguments = bind(entry, inputs)

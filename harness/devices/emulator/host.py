@@ -23,18 +23,19 @@ def execute_host(
     world: int,
     residency: Mapping[str, int | str] | None = None,
     dispatches: int = 1,
+    checks: bool = True,
 ) -> DeviceRun:
     """Run a host entry `dispatches` times over `world` ranks; windows start from zeros each time.
 
     `residency` names tensors that are uploaded once and stay on their rank: a rank number, or "stacked" for one slice
-    per rank. The counters tell every upload and download. Raises KernelRefused for a wrong binding, KernelFault when a
+    per rank. The counters tell every upload and download. `checks=False`: as in `execute`. Raises KernelRefused for a wrong binding, KernelFault when a
     rank fails or all ranks wait (GG405).
     """
     if entry.kind != "host":
         raise entry.refuse(f"{entry.name} is no host program (@pl.jit.host)")
     if world < 1:
         raise entry.refuse(f"a world of {world} ranks")
-    ranks = World(world, schedule, set(files), dict(residency or {}))
+    ranks = World(world, schedule, set(files), dict(residency or {}), checks=checks)
     start = time.perf_counter()
     with running(ranks.host), one_thread(), faults_at_their_line(ranks.host):
         arguments = bind(entry, inputs)

@@ -64,6 +64,7 @@ class Machine:
     schedule: Schedule
     files: set[str]
     order: Order | None = None  # None: accesses are not checked
+    warnings: bool = True  # False: findings of that severity are not collected
     unit: Unit = field(default_factory=lambda: Unit(0, "orchestration", 1))
     rank: int = 0
     world: World | None = None  # the ranks this run belongs to, None for a single chip
@@ -106,10 +107,12 @@ class Machine:
 
     def lint(self, code: str, message: str) -> None:
         """Record the finding `code` at the current source line, once per line."""
+        rule = lint.rule(code)
+        if not self.warnings and rule.severity != "error":
+            return
         file, line = self.where()
         if (code, file, line) not in self._seen:
             self._seen.add((code, file, line))
-            rule = lint.rule(code)
             self.findings.append(
                 Finding(code=code, message=message, file=file, line=line, severity=rule.severity)
             )
@@ -158,7 +161,8 @@ class Machine:
     def _race(self, race: Race) -> None:
         first, unit = race.first, self.unit
         did, does = race.kind.split("-")
-        text = f"{unit.name} {does}s element {race.element} of {race.storage}, {'' if first is None else first} {did}s it too"
+        they = "several others" if first is None else f"{first} also"
+        text = f"{unit.name} {does}s element {race.element} of {race.storage}, which {they} {did}{'s' if first else ''}"
         if first is not None and first.rank != unit.rank:
             self.lint("GG404", f"{text}: nothing orders the two ranks")
         elif first is not None and first.task is not None and first.task == unit.task:

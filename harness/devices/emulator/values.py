@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import mul
 
 import torch
 from torch import Tensor as Torch
@@ -133,7 +134,8 @@ class View:
                 )
 
     def _window(self, offsets: Sequence[int]) -> int:
-        return self.offset + sum(o * s for o, s in zip(offsets, self.strides, strict=True))
+        start: int = self.offset + sum(map(mul, offsets, self.strides))
+        return start
 
 
 class Tensor(View):
@@ -288,7 +290,7 @@ def as_ints(values: object, what: str) -> tuple[int, ...]:
     """A shape or offset list as Python ints."""
     if not isinstance(values, (list, tuple)):
         raise fault(f"{what} must be a list of integers, not {describe(values)}")
-    return tuple(as_int(v, what) for v in values)
+    return tuple([v if type(v) is int else as_int(v, what) for v in values])
 
 
 def scalar_dtype(value: int | float | bool | Scalar) -> DType:

@@ -102,7 +102,13 @@ class World:
     """The ranks of one run. `residency` maps tensors of the host entry to their mode: a rank number or "stacked"."""
 
     def __init__(
-        self, size: int, schedule: int, files: set[str], residency: dict[str, int | str] | None = None
+        self,
+        size: int,
+        schedule: int,
+        files: set[str],
+        residency: dict[str, int | str] | None = None,
+        *,
+        checks: bool = True,
     ) -> None:
         self.size = size
         self.order = Order()
@@ -110,9 +116,10 @@ class World:
         self.cells: dict[tuple[int, int], int] = {}  # (storage, element) -> what notifies have published there
         self.gatherings: dict[tuple[int, int], Gathering] = {}
         self.buffers = 0
-        self.host = Machine(schedule=Schedule(schedule), files=files, order=self.order, world=self)
+        order = self.order if checks else None
+        self.host = Machine(schedule=Schedule(schedule), files=files, order=order, warnings=checks, world=self)
         self.machines = [
-            Machine(schedule=Schedule(schedule), files=files, order=self.order, world=self, rank=rank)
+            Machine(schedule=Schedule(schedule), files=files, order=order, warnings=checks, world=self, rank=rank)
             for rank in range(size)
         ]
         for machine in self.machines:

@@ -50,7 +50,7 @@ def load_window(
     source: Tensor, offsets: Sequence[int], shape: Sequence[int], valid: Sequence[int], what: str, space: str = "Vec"
 ) -> Tile:
     """A fresh tile with the window's valid part; the rest is undefined. Bounds are checked for the valid part only."""
-    shape, valid = tuple(shape), check_valid_shape(shape, valid, what)
+    shape, valid = tuple(shape), shape if valid is shape else check_valid_shape(shape, valid, what)
     source.check_window(offsets, valid, what)
     if valid == shape:
         return gm_copy(source.window(offsets, shape), space)
@@ -194,7 +194,9 @@ def write_window(
     if isinstance(target, Tensor):
         touch(window, write=True, atomic=atomic)
     box_data = source.valid_data if isinstance(source, Tile) else source.data
-    data = converted(source, target.dtype, box_data, name).reshape(shape)
+    data = converted(source, target.dtype, box_data, name)
+    if data.shape != shape:
+        data = data.reshape(shape)
     taint = source.valid_taint if isinstance(source, Tile) else source.taint
     if taint is not None:
         taint = taint.reshape(shape) if bool(taint.any()) else None
