@@ -422,3 +422,21 @@ def test_names_of_a_loop_without_iterations_do_no_harm(kernel) -> None:
             return out
         """)
     assert torch.equal(file.run(n=0).outputs["out"], torch.full((8, 8), 2.0))
+
+
+def test_subscript_store_writes_the_valid_part_only(kernel) -> None:
+    """A window may reach beyond the tensor where the source's valid part does not (3.3), as pl.assemble has it."""
+    file = kernel("""
+        @pl.jit
+        def kernel(x: pl.Tensor[[12, 8], pl.FP32], out: pl.Out[pl.Tensor[[12, 8], pl.FP32]]):
+            for i in pl.spmd(2):
+                rows = pl.min(8, 12 - i * 8)
+                t = pl.slice(x, [8, 8], [i * 8, 0], valid_shape=[rows, 8])
+                out[i * 8 : i * 8 + 8, :] = t
+            return out
+        """)
+    x = torch.arange(96.0).reshape(12, 8)
+    assert torch.equal(file.run(x=x).outputs["out"], x)
+    broken = kernel(file.source.removeprefix("import pypto.language as pl\n").replace("[rows, 8]", "[8, 8]"))
+    with pytest.raises(KernelFault, match="GG501"):
+        broken.run(x=x)

@@ -45,7 +45,8 @@ def subscript_load(x: object, index: object) -> object:
 def subscript_store(x: object, index: object, value: object) -> object:
     """`x[index] = value`: an assemble into the window, in place (3.3). Returns `x`.
 
-    The source has the window's shape, without axes given by a scalar, or its valid shape fits it.
+    The source has the window's shape, without axes given by a scalar, or its valid shape fits it. Only its valid part
+    is written, so that the window may reach beyond the tensor where the source's valid part does not.
     """
     if isinstance(x, Array):
         x[index] = value
@@ -58,7 +59,6 @@ def subscript_store(x: object, index: object, value: object) -> object:
     if not isinstance(value, (Tensor, Tile)):
         raise fault(f"a region of {x.name} needs a tensor or tile, not {describe(value)}")
     offsets, extents, scalars = _window(x, parts)
-    x.check_window(offsets, extents, "subscript")
     kept = tuple(e for axis, e in enumerate(extents) if axis not in scalars)
     shapes = [value.shape, value.valid] if isinstance(value, Tile) else [value.shape]
     if not any(s in (kept, extents) for s in shapes):
