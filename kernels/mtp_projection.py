@@ -2,7 +2,7 @@
 
 Two branches, the embedding of the next token (e) and the previous hidden row (h), each through
 
-    norm        RMSNorm, norm_w, smooth, rounded to BF16         task: TOKENS rows, by NORM_CHUNK
+    norm        RMSNorm, norm_w, smooth, kept in FP32            task: TOKENS rows, by NORM_CHUNK
     quantise    INT8 codes and scale over the whole row          task: TOKENS rows, by QUANT_CHUNK
     project     INT8 matmul, exact in INT32                      block: BOX rows x COLS channels, by K_CHUNK
 
@@ -47,7 +47,7 @@ def normalised(
     smooth: pl.Tensor[[1, D], pl.FP32],
     normed: pl.Tensor[[T, D], pl.FP32],
 ):
-    """Rows of `normed`: x over its RMS, times norm_w, times smooth, each product rounded, then to BF16."""
+    """Rows of `normed`: x over its RMS, times norm_w, times smooth, each product rounded."""
     for i in pl.parallel(TILES):
         t0 = i * TOKENS
         with pl.at(level=pl.Level.CORE_GROUP, name_hint="mtp_norm"):
@@ -66,8 +66,7 @@ def normalised(
                 scaled = pl.row_expand_mul(chunk, inv_rms_column)
                 weighted = pl.col_expand_mul(scaled, norm_w[0:1, d0 : d0 + NORM_CHUNK])
                 smoothed = pl.col_expand_mul(weighted, smooth[0:1, d0 : d0 + NORM_CHUNK])
-                rounded = pl.cast(smoothed, pl.BF16, mode="rint")
-                normed[t0 : t0 + TOKENS, d0 : d0 + NORM_CHUNK] = pl.cast(rounded, pl.FP32)
+                normed[t0 : t0 + TOKENS, d0 : d0 + NORM_CHUNK] = smoothed
 
 
 @pl.jit.inline

@@ -1,7 +1,7 @@
 """Named generators for input tensors: frozen values with `draw(ctx, spec) -> Tensor`."""
 
 from specs.distributions.basic import Constant, Integers, Normal, Rows, Uniform, Values
-from specs.distributions.dense import Equal
+from specs.distributions.dense import Equal, PerToken
 from specs.distributions.hyper import (
     CSA_LAYER8,
     FFN_LAYER0,
@@ -67,6 +67,7 @@ __all__ = [
     "OneRankTable",
     "OneSidedComb",
     "OutOfRangeTable",
+    "PerToken",
     "ReceivedQ8",
     "ReceivedRows",
     "RoundRobinTable",

@@ -131,6 +131,20 @@ def hc_head_inputs(seed=0, t=5):
     return tensors, {"rms_eps": RMS_EPS, "hc_eps": HC_EPS}
 
 
+def mtp_projection_inputs(seed=0, t=5, s=2):
+    draw = Draw(seed)
+    tensors = {
+        "hidden_states": draw.normal(t, s, D, dtype=torch.bfloat16),
+        "prev_hidden_states": draw.normal(t, s, D, dtype=torch.bfloat16),
+        "enorm_w": 1 + draw.normal(D, std=0.3),
+        "hnorm_w": 1 + draw.normal(D, std=0.3),
+    }
+    for branch in "eh":
+        tensors[f"{branch}_proj_w"], tensors[f"{branch}_proj_w_scale"] = draw.weight_i8(D, D)
+        tensors[f"{branch}_proj_smooth"] = draw.uniform(D, low=0.5, high=2.5)
+    return tensors, {"rms_eps": RMS_EPS}
+
+
 INPUTS = {
     "rms_norm": rms_norm_inputs,
     "hc_pre": hc_pre_inputs,
@@ -139,6 +153,7 @@ INPUTS = {
     "expert_shared": expert_shared_inputs,
     "expert_routed": expert_routed_inputs,
     "hc_head": hc_head_inputs,
+    "mtp_projection": mtp_projection_inputs,
 }
 
 

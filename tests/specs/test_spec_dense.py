@@ -22,6 +22,9 @@ def taps_of(name: str, case: str, preset: str = "tiny", where: str = "decode") -
         ("hc_head", {"tokens": 12}, "T = 12 is no multiple of 8"),
         ("hc_head", {"tokens": 24}, "T = 24 is more than 16"),
         ("hc_head", {"hc_mult": 2}, "HC = 2 is outside 4..4"),
+        ("mtp_projection", {"tokens": 12}, "T = 12 is no multiple of 8"),
+        ("mtp_projection", {"tokens": 24}, "T = 24 is more than 16"),
+        ("mtp_projection", {"hidden_size": 320}, "D = 320 is no multiple of 128"),
         ("hc_head", {"hidden_size": 320}, "HC_DIM = 1280 is no multiple of 512"),
     ],
 )
@@ -69,3 +72,54 @@ def test_hc_head_equal_streams_are_equal() -> None:
     assert len(inputs["x_hc"][:, 0].unique(dim=0)) == 8
     wanted = inputs["x_hc"][:, 0].double() * seen["pre"].double().sum(dim=1, keepdim=True)
     assert torch.allclose(seen["y"].double(), wanted, rtol=2.0**-8, atol=0)
+
+
+# mtp_projection
+
+
+def test_mtp_projection_default_sees_every_vector() -> None:
+    inputs, _ = taps_of("mtp_projection", "default", preset="flash")
+    for branch in "eh":
+        scale = inputs[f"{branch}_proj_w_scale"]
+        assert float(scale.quantile(0.95) / scale.quantile(0.05)) > 10
+        assert (inputs[f"{branch}_proj_w"] < 0).float().mean() > 0.4
+        smooth = inputs[f"{branch}_proj_smooth"]
+        assert float(smooth.max() / smooth.min()) > 4
+        assert float(inputs[f"{branch}norm_w"].std()) > 0.25
+
+
+@pytest.mark.parametrize("where", ["decode", "decode_mtp", "prefill"])
+def test_mtp_projection_patterns_go_by_token(where: str) -> None:
+    inputs, seen = taps_of("mtp_projection", "zero_rows", where=where)
+    rows = inputs["hidden_states"].flatten(0, 1)
+    assert not rows[1::2].any()
+    assert rows[0::2].any(dim=1).all()
+    assert not seen["e_branch"].flatten(0, 1)[1::2].any()
+
+
+def test_mtp_projection_tiny_tokens_reach_mean_squares_where_eps_decides() -> None:
+    _, seen = taps_of("mtp_projection", "tiny_tokens")
+    mean = seen["e_sum_squares"].flatten() / 256
+    for low, high in ((5e-13, 2e-12), (5e-9, 2e-8), (5e-7, 2e-6), (5e-5, 2e-4)):
+        assert ((mean > low) & (mean < high)).any()
+
+
+def test_mtp_projection_tiny_gamma_is_around_the_floor_of_the_quantiser() -> None:
+    _, seen = taps_of("mtp_projection", "tiny_gamma", where="prefill")
+    largest = torch.cat([seen["e_i8"], seen["h_i8"]]).abs().amax(dim=2)
+    assert (largest == 127).any()
+    assert (largest < 100).any()
+
+
+def test_mtp_projection_large_accumulators_are_rounded_by_fp32() -> None:
+    _, seen = taps_of("mtp_projection", "large_accumulators", preset="flash")
+    for branch in "eh":
+        acc = seen[f"{branch}_acc"]
+        assert float(acc.min()) > 2**24
+        assert (acc.float().double() != acc.double()).any()
+
+
+def test_mtp_projection_one_sided_weights_are_the_references() -> None:
+    inputs, _ = taps_of("mtp_projection", "one_sided", preset="flash")
+    assert int(inputs["e_proj_w"].min()) == 0
+    assert float(inputs["e_proj_w_scale"].median()) == pytest.approx(1.2303e-4, rel=1e-4)
