@@ -10,6 +10,7 @@ from harness.devices.emulator.annotations import ScalarType
 from harness.devices.emulator.effects import body_effects
 from harness.devices.emulator.frontend_expressions import Expressions
 from harness.devices.emulator.functions import KernelFunction
+from harness.devices.emulator.liveness import last_uses
 
 _REFUSED = {
     ast.AugAssign: "augmented assignment",
@@ -56,6 +57,7 @@ class Statements:
         self.first = dict.fromkeys(parameters, 0)
         self.running: set[str] = set()  # variables of the enclosing loops
         self.returns = False
+        self.releases: dict[ast.stmt, frozenset[str]] = {}
         if function.kind == "entry":
             constants = {p.name for p in function.parameters if isinstance(p.type, ScalarType) and not p.type.runtime}
             self.expressions.literals = constants - stored_names(function.tree.body)
@@ -122,10 +124,17 @@ class Statements:
                     statement, f"the statement {type(statement).__name__} is not accepted in a kernel"
                 )
             for new in method(statement):
-                # keep inner positions: only nodes made here lack one
+                # keep inner positions: only nodes made here lack one, and theirs is the first line of the statement
                 ast.copy_location(new, statement)
+                new.end_lineno, new.end_col_offset = new.lineno, new.col_offset
                 out.append(new)
+            out += self._released(statement)
         return out or [ast.Pass()]
+
+    def _released(self, statement: ast.stmt) -> list[ast.stmt]:
+        """Names that nothing reads after this statement let go of their tiles, as the compiler's allocator does."""
+        names = self.releases.get(statement, frozenset()) & self.expressions.locals
+        return unassigned(set(names), statement)
 
     # -- simple statements --------------------------------------------------------------------------
 
@@ -600,11 +609,13 @@ class Statements:
             self._know([first], dynamic=True)
             self.running.add(first)
         outer_loops, self.loops = self.loops, []
+        outer_releases, self.releases = self.releases, last_uses(body, stored_names(body) - {first or ""}, set(keep))
         self.expressions.lanes += kind == "split_aiv"
         translated = self.block(body)
         self.expressions.lanes -= kind == "split_aiv"
         self.running.discard(first or "")
         self.loops = outer_loops
+        self.releases = outer_releases
         self.private -= 1
         outputs = [n for n in keep if n in self.bound]
         self.expressions.bound = before | set(outputs)

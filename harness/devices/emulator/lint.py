@@ -54,6 +54,7 @@ _RULES = (
     Rule("GG309", "an extent inside a kernel is not a compile-time constant", "3.12", "fault"),
     Rule("GG310", "a carried name changes its kind, dtype or shape", "1.5", "fault"),
     Rule("GG311", "sync_start with more blocks than cores", "2.4", "error"),
+    Rule("GG312", "a misplaced operation: compute in orchestration, or the reverse", "1.7", "fault"),
     Rule("GG401", "blocks or lanes of one dispatch touch the same element", "2.3", "error"),
     Rule("GG402", "two tasks touch the same element and nothing orders them", "2.3", "error"),
     Rule("GG403", "a task overwrites what an unordered earlier task reads", "2.3", "warning"),

@@ -98,6 +98,30 @@ class Gathering:
     known: int = 0
 
 
+@dataclass
+class Cell:
+    """What has been notified to one signal cell since it was last set: the amount of each notify and what its unit
+    knew."""
+
+    notifies: list[tuple[int, int]] = field(default_factory=list)
+
+    def guaranteed(self, value: int, wanted: int, *, exact: bool) -> int:
+        """What is known once the cell, now at `value`, has reached `wanted`.
+
+        A counter does not tell who counted. Where one notify more has arrived than was waited for, only what all but
+        one of them knew is certain, and so on: a site counts when too few notifies are left that do not know it.
+        """
+        spare = value - wanted
+        if exact or spare <= 0 or any(amount != 1 for amount, _ in self.notifies):
+            spare = 0
+        levels = [0] * (spare + 1)  # levels[i]: known to more than i notifies
+        for _, known in self.notifies:
+            for i in range(spare, 0, -1):
+                levels[i] |= levels[i - 1] & known
+            levels[0] |= known
+        return levels[spare]
+
+
 class World:
     """The ranks of one run. `residency` maps tensors of the host entry to their mode: a rank number or "stacked"."""
 
@@ -113,7 +137,7 @@ class World:
         self.size = size
         self.order = Order()
         self.residency = residency or {}
-        self.cells: dict[tuple[int, int], int] = {}  # (storage, element) -> what notifies have published there
+        self.cells: dict[tuple[int, int], Cell] = {}  # by storage and element
         self.gatherings: dict[tuple[int, int], Gathering] = {}
         self.buffers = 0
         order = self.order if checks else None

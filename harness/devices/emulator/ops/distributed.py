@@ -15,7 +15,7 @@ from harness.devices.emulator.ops.common import check_space, gm_copy
 from harness.devices.emulator.ops.memory import load_window, write_window
 from harness.devices.emulator.optable import ANY, KERNEL, op
 from harness.devices.emulator.values import Scalar, Tensor, Tile, as_int, as_ints, describe
-from harness.devices.emulator.world import Gathering, WindowTensor, World
+from harness.devices.emulator.world import Cell, Gathering, WindowTensor, World
 
 
 def _window(value: object, name: str) -> WindowTensor:
@@ -183,7 +183,10 @@ def notify(
     data = window.storage.data
     data[at] = number if op == NotifyOp.Set else int(data[at]) + number
     key = (id(window.storage), at)
-    world.cells[key] = world.cells.get(key, 0) | run.unit.known
+    cell = world.cells.setdefault(key, Cell())
+    if op == NotifyOp.Set:
+        cell.notifies.clear()
+    cell.notifies.append((1 if op == NotifyOp.Set else number, run.unit.known))
     # What the unit does from here on is not covered by this notify.
     run.unit = run.new_unit(run.unit.name, run.unit.known, run.unit.task)
     run.count("notifies")
@@ -210,7 +213,10 @@ def wait_(signal: object, offsets: object, expected: object, *, cmp: WaitCmp = W
 
     offer()
     wait(Wait(ready, texts))
-    run.unit.known |= world.cells.get((id(window.storage), at), 0)
+    cell = world.cells.get((id(window.storage), at))
+    if cell is not None:
+        set_once = len(cell.notifies) == 1
+        run.unit.known |= cell.guaranteed(int(data[at]), wanted, exact=set_once or cmp == WaitCmp.Eq)
 
 
 # -- collectives --------------------------------------------------------------------------------
