@@ -1,4 +1,5 @@
 """`python -m benchmarks [OP ...] [--preset flash] [--json FILE]`: times per op, and of judging 2^26 elements.
+`python -m benchmarks emulator`: the emulator's cost per tile op and where its time goes (`benchmarks/emulator.py`).
 
 Per op: drawing the inputs, the golden, the same formula in plain FP32 torch, the emulator, the judge. The best of
 `--repeat` calls after a warm-up; ratios are between numbers of this run.
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from benchmarks import plain
+from benchmarks import emulator, plain
 from harness.devices import get_device
 from harness.metrics import Points, measure
 from harness.run import Run
@@ -31,21 +32,27 @@ ELEMENTS = 1 << 26
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("ops", nargs="*", metavar="OP", help="ops to time (default: all)")
+    parser.add_argument("ops", nargs="*", metavar="OP", help="ops to time (default: all), or emulator")
     parser.add_argument("--preset", default="flash")
     parser.add_argument("--deployment", default="decode")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
+    if arguments.ops == ["emulator"]:
+        _write(arguments.json, emulator.report(arguments.repeat))
+        return
     ops = [op_times(op, arguments) for op in arguments.ops or all_ops()]
     print("milliseconds, best of several calls:")
     print(tabulate([row_of(times) for times in ops], headers="keys", floatfmt=".2f"))
     judging = judging_times(arguments.repeat)
     print(f"\njudging 2^26 BF16 elements, {torch.get_num_threads()} threads, seconds:")
     print(tabulate(list(judging.items()), floatfmt=".3f"))
-    if arguments.json is not None:
-        document = {"ops": ops, "judging": judging, "threads": torch.get_num_threads()}
-        Path(arguments.json).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    _write(arguments.json, {"ops": ops, "judging": judging, "threads": torch.get_num_threads()})
+
+
+def _write(path: str | None, document: dict[str, Any]) -> None:
+    if path is not None:
+        Path(path).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def best(function: Callable[[], Any], repeat: int) -> float:

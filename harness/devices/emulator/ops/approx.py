@@ -16,15 +16,13 @@ Ufunc = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 def _in_fp64(function: Ufunc, x: Torch) -> Torch:
     """`function` in FP64. numpy rather than torch: one thread, and a correctly rounded square root."""
-    with np.errstate(all="ignore"):
-        return torch.from_numpy(np.asarray(function(x.double().numpy())))
+    return torch.from_numpy(np.asarray(function(x.double().numpy())))
 
 
 def sqrt(x: Torch) -> Torch:
     """Correctly rounded square root of FP32 or FP16 (FP64 holds enough digits for the second rounding to be safe)."""
     if x.dtype is torch.float32:  # the host's instruction is correctly rounded as well
-        with np.errstate(invalid="ignore"):
-            return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
+        return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
     return _in_fp64(np.sqrt, x).to(x.dtype)
 
 
@@ -51,8 +49,7 @@ def rsqrt(schedule: Schedule) -> Callable[[Torch], Torch]:
     cut = -(1 << (23 - RSQRT_BITS))
 
     def truncated(x: Torch) -> Torch:
-        with np.errstate(all="ignore"):
-            y = (1.0 / np.sqrt(x.double().numpy())).astype(np.float32)
+        y = (1.0 / np.sqrt(x.double().numpy())).astype(np.float32)
         # The mask keeps sign, exponent and 12 fraction bits: infinity stays infinity, and NaN a (quiet) NaN.
         bits = y.view(np.int32)
         bits &= cut

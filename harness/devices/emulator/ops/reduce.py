@@ -123,8 +123,7 @@ def _in_numpy(x: Torch, add: Callable[[Rows], Rows]) -> Torch:
     """
     if x.dtype is torch.bfloat16:
         return rounding.fp32_to_bf16(_in_numpy(x.float(), add), "rint")
-    with np.errstate(all="ignore"):
-        return torch.from_numpy(np.ascontiguousarray(add(x.numpy())))
+    return torch.from_numpy(np.asarray(add(x.numpy())))
 
 
 def _row_sum(x: Torch) -> Torch:
