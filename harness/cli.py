@@ -1,4 +1,4 @@
-"""The command `goldengate`: verify, equiv, list, golden, run-file.
+"""The command `goldengate`: verify, equiv, fuzz, list, golden, run-file.
 
 Exit codes: 0 all verified and passed, 1 something failed, 2 bad input or usage (one line on stderr), 3 nothing
 failed but something is unverified, 4 an error of goldengate itself (with a traceback).
@@ -7,12 +7,13 @@ failed but something is unverified, 4 an error of goldengate itself (with a trac
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from goldens.errors import GoldenInputError
 from harness import report
@@ -28,9 +29,13 @@ from harness.tolerances import DEFAULT_PATH, load_tolerances
 from harness.verify import Verdict
 from specs.errors import SpecError
 
+if TYPE_CHECKING:
+    from harness import fuzz as fuzz_module
+
 PASSED, FAILED, USAGE, UNVERIFIED_EXIT, INTERNAL = range(5)
 _FAILURES_SHOWN = 5
 _NOTES_SHOWN = 10
+_LONGEST_MINUTES = 10_000
 _USERS_MISTAKES = (UsageError, SpecError, GoldenInputError, KernelRefused)
 
 
@@ -94,6 +99,18 @@ def _parser() -> _Parser:
     equiv.add_argument("--schedule", type=_numbers, default=[0], metavar="N", help="of both sides (default: 0)")
     equiv.add_argument("--device", default="emulator", help="where to run (default: emulator)")
 
+    fuzz = commands.add_parser("fuzz", help="random sizes, cases, seeds and schedules until the time is up")
+    fuzz.set_defaults(command=_fuzz)
+    fuzz.add_argument("ops", nargs="*", metavar="OP", help="ops to fuzz (default: all)")
+    fuzz.add_argument("--minutes", type=_minutes, default=1.0, metavar="N", help="how long (default: 1)")
+    fuzz.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the examples (default: 0)")
+    fuzz.add_argument("--device", default="emulator", help="where to run (default: emulator)")
+    fuzz.add_argument("--tiles", help="tile set of the shipped kernels, like pr672")
+    fuzz.add_argument("--kernel", metavar="FILE[:FUNCTION]", help="your own kernel for the one op given")
+    fuzz.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
+    fuzz.add_argument("--database", metavar="DIR", help="failing examples (default: .goldengate/fuzz)")
+    fuzz.add_argument("-j", "--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+
     golden = commands.add_parser("golden", help="evaluate goldens only; needs no device")
     golden.set_defaults(command=_golden)
     golden.add_argument("ops", nargs="+", metavar="OP")
@@ -131,6 +148,22 @@ def _override(text: str) -> tuple[str, int | float]:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes <= _LONGEST_MINUTES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0 and up to {_LONGEST_MINUTES}")
+    return minutes
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number >= 0")
+    return int(text)
 
 
 def _positive(text: str) -> int:
@@ -267,6 +300,70 @@ def _equiv(arguments: argparse.Namespace) -> int:
     if FAIL in statuses:
         return FAILED
     return PASSED if statuses and set(statuses) == {PASS} else UNVERIFIED_EXIT
+
+
+def _fuzz(arguments: argparse.Namespace) -> int:
+    from harness import fuzz
+    from specs.registry import all_ops
+
+    path = function = None
+    if arguments.kernel is not None:
+        if len(set(arguments.ops)) != 1:
+            raise UsageError("--kernel is fuzzed as one op: name it, as in `goldengate fuzz gate --kernel FILE`")
+        path, function = kernel_file(arguments.kernel)
+    expand(Selection(ops=arguments.ops))  # names are checked before the work begins
+    start = time.time()
+    plan = fuzz.Plan(
+        ops=tuple(dict.fromkeys(arguments.ops)) or tuple(all_ops()),
+        common=Run(
+            op="",
+            device=arguments.device,
+            kernel=path,
+            function=function,
+            tiles=arguments.tiles,
+            tolerances=arguments.tolerances,
+        ),
+        seed=arguments.seed,
+        until=start + 60 * arguments.minutes,
+        database=fuzz.DATABASE if arguments.database is None else Path(arguments.database),
+    )
+    tallies: dict[str, fuzz.Tally] = {}
+    interrupted = False
+    try:
+        fuzz.fuzz(plan, arguments.jobs, tallies, _fuzz_progress(plan.until, sys.stderr.isatty()))
+    except KeyboardInterrupt:
+        interrupted = True
+    failures = [failure for tally in tallies.values() for failure in tally.failures]
+    print(fuzz.table(tallies))
+    for failure in failures:
+        print(f"\n{failure.text}")
+    total = sum(tally.examples for tally in tallies.values())
+    end = ", interrupted" if interrupted else ""
+    print(f"\n{total} examples in {time.time() - start:.1f} s, seed {plan.seed}: {len(failures)} failures{end}")
+    if failures:
+        print(f"kept in {plan.database}, replayed first next time")
+        return FAILED
+    if interrupted:
+        raise KeyboardInterrupt
+    return PASSED if total else UNVERIFIED_EXIT
+
+
+def _fuzz_progress(until: float, show: bool) -> Callable[[Mapping[str, fuzz_module.Tally], str], None]:
+    """A line on the terminal after every batch; a line of text where there is none, once per failure."""
+    said = 0
+
+    def progress(tallies: Mapping[str, fuzz_module.Tally], op: str) -> None:
+        nonlocal said
+        examples = sum(tally.examples for tally in tallies.values())
+        failures = sum(len(tally.failures) for tally in tallies.values())
+        line = f"{examples} examples, {failures} failures, {max(until - time.time(), 0):.0f} s left, {op}"
+        if show:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        elif failures > said:
+            print(line, file=sys.stderr, flush=True)
+        said = failures
+
+    return progress
 
 
 def _golden(arguments: argparse.Namespace) -> int:
