@@ -1,7 +1,7 @@
 """Named generators for input tensors: frozen values with `draw(ctx, spec) -> Tensor`."""
 
 from specs.distributions.basic import Constant, Integers, Normal, Rows, Uniform, Values
-from specs.distributions.dense import Equal, PerToken
+from specs.distributions.dense import ColumnQ8, Equal, HalfRead, PerToken, RopeRows
 from specs.distributions.hyper import (
     CSA_LAYER8,
     FFN_LAYER0,
@@ -35,6 +35,7 @@ from specs.distributions.routing import (
     ZipfBias,
     ZipfTable,
 )
+from specs.distributions.ties import NORM_TIE_WEIGHT, TieRows
 from specs.distributions.weights import MxFp4Weight, MxFp8Weight
 
 __all__ = [
@@ -42,15 +43,18 @@ __all__ = [
     "FFN_LAYER0",
     "FULL",
     "HCA_LAYER9",
+    "NORM_TIE_WEIGHT",
     "SWA_LAYER0",
     "Q8",
     "BeaconRouter",
     "BeaconTokens",
+    "ColumnQ8",
     "Constant",
     "DistinctTable",
     "DuplicateTable",
     "Equal",
     "FromHcPre",
+    "HalfRead",
     "HcSet",
     "HistogramCounts",
     "HotBias",
@@ -70,10 +74,12 @@ __all__ = [
     "PerToken",
     "ReceivedQ8",
     "ReceivedRows",
+    "RopeRows",
     "RoundRobinTable",
     "RowStochasticComb",
     "Rows",
     "SigmoidGate",
+    "TieRows",
     "TieStreams",
     "Tied",
     "TokenIds",

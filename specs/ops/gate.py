@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from specs.distributions import (
+    NORM_TIE_WEIGHT,
     BeaconRouter,
     BeaconTokens,
     Constant,
@@ -19,6 +20,7 @@ from specs.distributions import (
     RoundRobinTable,
     Rows,
     Tied,
+    TieRows,
     TokenIds,
     ZipfBias,
     ZipfTable,
@@ -96,6 +98,8 @@ def _row_cases() -> tuple[Case, ...]:
         Case("tiny_gamma", {"norm_w": Normal(std=3e-5)}, tags=("edge", "magnitude")),
         Case("zero_rows", {"x_mixed": Rows(TOKENS, (None, Constant(0.0)))}, tags=("edge",)),
         Case("mixed_rows", {"x_mixed": Rows(TOKENS, tiny)}, tags=("edge", "magnitude")),
+        # Three lanes of 16 of the normed token lie exactly between two BF16 values.
+        Case("bf16_ties", {"x_mixed": TieRows(), "norm_w": Constant(NORM_TIE_WEIGHT)}, tags=("edge", "rounding")),
     )
 
 
@@ -113,6 +117,8 @@ def _routing_cases(router: Distribution) -> tuple[Case, ...]:
     return (
         Case("no_bias", {"gate_bias": NO_BIAS}),
         Case("bias_large", {"gate_bias": Normal(std=4.0)}, tags=("magnitude",)),
+        # Every expert scores below 0, where a pad of 0 behind the last expert would be chosen.
+        Case("bias_negative", {"gate_bias": Normal(mean=-10.0, std=1.0)}, tags=("magnitude", "edge")),
         Case("skew_zipf", {"gate_bias": ZipfBias()}, tags=("skew",)),
         Case("skew_hot", {"gate_bias": HotBias(share=0.75)}, tags=("skew",)),
         Case("one_rank", {"gate_bias": OneRankBias(rank=1)}, tags=("skew",)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from specs.distributions import Constant, Normal, Rows
+from specs.distributions import NORM_TIE_WEIGHT, Constant, Normal, Rows, TieRows
 from specs.model import Deployment, ModelConfig
 from specs.registry import Case, Op
 from specs.requirements import require_multiple
@@ -25,6 +25,8 @@ CASES = (
     Case("large", {"x": Rows(Normal(std=1e3), (None, Normal(std=1e8), Normal(std=1e16)))}, tags=("magnitude",)),
     # The sum of squares overflows, 1/rms is 0 and the whole row becomes 0 (4.4); other rows are untouched.
     Case("overflow", {"x": Rows(X, (None, Normal(std=1e21)))}, tags=("edge", "extreme")),
+    # Three lanes of 16 lie exactly between two BF16 values.
+    Case("bf16_ties", {"x": TieRows(), "norm_w": Constant(NORM_TIE_WEIGHT)}, tags=("edge", "rounding")),
 )
 
 

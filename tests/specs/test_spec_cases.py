@@ -63,7 +63,7 @@ def test_flash_case_draws_what_is_declared(name: str, case: str) -> None:
     assert_declared(op, op.inputs(case))
 
 
-@pytest.mark.parametrize("name", sorted(set(all_ops()) - {"expert_routed"}))  # whose weights have 25 GB
+@pytest.mark.parametrize("name", sorted(set(all_ops()) - {"expert_routed"}))  # whose weights have 3 GB
 @pytest.mark.slow  # the sizes that the reference never runs; run with -m slow
 def test_pro_default_draws_what_is_declared(name: str) -> None:
     op = load_op(name, "pro")
@@ -102,6 +102,21 @@ def test_rms_norm_overflow_makes_rows_zero_and_leaves_the_others() -> None:
     assert seen["mean_square"][1::2].isinf().all()
     assert not seen["x_normed"][1::2].any()
     assert seen["x_normed"][0::2].any(dim=1).all()
+
+
+# rms_norm and gate
+
+
+@pytest.mark.parametrize(("name", "x", "normed"), [("rms_norm", "x", "x_normed"), ("gate", "x_mixed", "x_norm")])
+def test_bf16_ties_puts_three_lanes_of_16_between_two_values(name: str, x: str, normed: str) -> None:
+    """1/rms is 2^-10 exactly, so the normed value before rounding is known: 1.5 * (1 + 3/128) has one bit too many."""
+    inputs, seen = taps_of(name, "bf16_ties", where="prefill")
+    exact = inputs[x].double() * 2.0**-10 * inputs["norm_w"].double()
+    rounded = seen[normed].double()
+    ties = exact != rounded
+    assert ties.double().mean() == 3 / 16
+    assert ((exact - rounded).abs()[ties] == 2.0**-8).all()  # half a BF16 step of 1.5
+    assert (rounded.abs() < exact.abs())[ties].all()  # the even neighbour is the nearer to zero
 
 
 # hc_pre
@@ -186,6 +201,11 @@ def test_gate_skews_reach_their_loads() -> None:
 def test_gate_one_rank_routes_to_one_rank(case: str) -> None:
     _, seen = taps_of("gate", case, where="prefill")
     assert (seen["indices"] // 8 == 1).all()
+
+
+def test_gate_bias_negative_leaves_every_expert_below_zero() -> None:
+    _, seen = taps_of("gate", "bias_negative", where="prefill")
+    assert (seen["biased"] < 0).all()
 
 
 def test_gate_ties_take_the_lower_ids() -> None:

@@ -1,0 +1,36 @@
+"""Rows that a normalisation takes exactly between two BF16 values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specs.errors import SpecError
+from specs.streams import DrawContext
+from specs.tensors import TensorSpec
+
+NORM_TIE_WEIGHT = 1.0 + 3.0 * 2.0**-7
+"""A norm weight with which 1.5 becomes 1.5 + 4.5 * 2^-7, half-way between BF16 values: even below, odd above."""
+
+
+@dataclass(frozen=True)
+class TieRows:
+    """Rows of +-1.5, +-0.5 and +-1, times 2^10, in shares of 3:5:8 and random order.
+
+    The squares of 16 such entries sum to 16 * 2^20, so that the mean square is 2^20, an epsilon of 1e-6 is lost in
+    it, and 1/rms is 2^-10, in any order of the sum. With the weight `NORM_TIE_WEIGHT` three of 16 lanes are ties.
+    """
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Raises SpecError unless the rows are a multiple of 16 wide."""
+        *rows, width = spec.shape
+        if width % 16:
+            raise SpecError(f"{ctx.op}.{spec.name}: rows of ties are a multiple of 16 wide, got {width}")
+        magnitudes = np.repeat(np.array([1.5, 0.5, 1.0]), np.array([3, 5, 8]) * (width // 16))
+        rng = ctx.rng(spec.name)
+        values = rng.permuted(np.tile(magnitudes, (*rows, 1)), axis=-1)
+        values *= (rng.integers(2, size=values.shape) * 2.0 - 1.0) * 2.0**10
+        return torch.from_numpy(values).to(spec.dtype)
