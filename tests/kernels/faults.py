@@ -7,45 +7,8 @@ data, so that it can be read, counted, and planted by other tools.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One wrong kernel: `name` says what was broken, `why` what it does.
-
-    `overrides` are fields of the model configuration that differ from the preset. `fault`, where set, is a piece of
-    the message with which the device refuses to go on before `output` is there.
-    """
-
-    op: str
-    name: str
-    before: str
-    after: str
-    output: str
-    why: str
-    cases: tuple[str, ...] = ("default",)
-    preset: str = "tiny"
-    deployment: str = "decode"
-    overrides: tuple[tuple[str, float], ...] = ()
-    fault: str = ""
-    occurs: int = 1
-    nth: int = 1
-
-    @property
-    def id(self) -> str:
-        return f"{self.op}-{self.name}"
-
-    def plant(self, source: str) -> str:
-        """The source with the fault in it. Raises ValueError when the piece does not occur as stated."""
-        pieces = source.split(self.before)
-        if len(pieces) - 1 != self.occurs:
-            raise ValueError(f"{self.id}: {self.before!r} occurs {len(pieces) - 1} times, expected {self.occurs}")
-        return self.before.join(pieces[: self.nth]) + self.after + self.before.join(pieces[self.nth :])
-
-
-RINT_BF16 = 'pl.BF16, mode="rint")'
-RINT_INT32 = 'pl.INT32, mode="rint")'
+from fault import RINT_BF16, RINT_INT32, Fault
+from faults_dense import DENSE
 
 RMS_NORM = (
     Fault(
@@ -55,6 +18,15 @@ RMS_NORM = (
         after='pl.BF16, mode="trunc")',
         output="x_normed",
         why="cuts towards zero: half of the values are one ULP too small",
+    ),
+    Fault(
+        op="rms_norm",
+        name="half_away",
+        before=RINT_BF16,
+        after='pl.BF16, mode="round")',
+        output="x_normed",
+        why="ties go away from zero, which is the default of pl.cast",
+        cases=("bf16_ties",),
     ),
     Fault(
         op="rms_norm",
@@ -425,6 +397,24 @@ GATE = (
     ),
     Fault(
         op="gate",
+        name="norm_half_away",
+        before=RINT_BF16,
+        after='pl.BF16, mode="round")',
+        output="x_norm",
+        why="ties go away from zero, which is the default of pl.cast",
+        cases=("bf16_ties",),
+    ),
+    Fault(
+        op="gate",
+        name="pad_of_zero",
+        before="value=FP32_NEG_INF",
+        after="value=0.0",
+        output="indices",
+        why="columns behind the last expert win where every expert is below zero",
+        cases=("bias_negative",),
+    ),
+    Fault(
+        op="gate",
         name="quantise_trunc",
         before=RINT_INT32,
         after='pl.INT32, mode="trunc")',
@@ -784,4 +774,4 @@ EXPERT_ROUTED = (
     ),
 )
 
-FAULTS = (*RMS_NORM, *HC_PRE, *HC_POST, *GATE, *EXPERT_SHARED, *EXPERT_ROUTED)
+FAULTS = (*RMS_NORM, *HC_PRE, *HC_POST, *GATE, *EXPERT_SHARED, *EXPERT_ROUTED, *DENSE)
