@@ -288,7 +288,8 @@ def test_accepts_rebinding(kernel, body: str) -> None:
         "for i in pl.range(2):\n" + IN + "    t = pl.cast(t, pl.FP16, mode='rint')",
         "if x.shape[0] > 4:\n" + IN + "    t = pl.row_sum(t)",
         "for i, (t,) in pl.range(3, init_values=(t,)):\n" + IN + "    u = pl.yield_(pl.row_max(t))",
-        "n = 0\n" + IN + "for i in pl.range(2):\n" + IN + "    n = 1.0",
+        "for i in pl.range(2):\n" + IN + "    u = pl.mul(t, 2.0)\n" + IN + "    t = pl.row_max(u)",
+        "n = 0\n" + IN + "for i in pl.range(2):\n" + IN + "    m = n\n" + IN + "    n = 1.0",
     ],
 )
 def test_rejects_another_type_in_a_loop_or_branch(kernel, body: str) -> None:

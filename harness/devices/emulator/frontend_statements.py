@@ -134,7 +134,12 @@ class Statements:
     def _released(self, statement: ast.stmt) -> list[ast.stmt]:
         """Names that nothing reads after this statement let go of their tiles, as the compiler's allocator does."""
         names = self.releases.get(statement, frozenset()) & self.expressions.locals
-        return unassigned(set(names), statement)
+        out: list[ast.stmt] = []
+        for name in sorted(names):
+            value = self.expressions.rt("release", ast.Name(id=name, ctx=ast.Load()))
+            release = ast.Assign(targets=[ast.Name(id=name, ctx=ast.Store())], value=value)
+            out.append(ast.copy_location(release, statement))
+        return out
 
     # -- simple statements --------------------------------------------------------------------------
 

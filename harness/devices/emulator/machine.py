@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.devices.base import Finding
 from harness.devices.emulator import lint
 from harness.devices.emulator.current import fault, machine, running  # where most modules import them from
+from harness.devices.emulator.ledger import Ledger
 from harness.devices.emulator.tasks import Tasks
 from harness.devices.emulator.units import Unit
 from harness.devices.emulator.variance import Schedule
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from harness.devices.emulator.order import Order, Race
     from harness.devices.emulator.values import Storage, Tensor, View
     from harness.devices.emulator.world import World
+
+VECTOR_BYTES = 184 * 1024  # what the allocator may use of a vector core's memory
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,13 @@ class Region:
     phase: int = 0
     barrier: Any = None
     split: Any = None  # `regions.Split` inside pl.split_aiv
+    ledger: Ledger = field(default_factory=Ledger)
 
     def next_phase(self) -> Region:
         return replace(self, phase=self.phase + 1)
 
     def of_lane(self, lane: int, split: Any) -> Region:
-        return replace(self, lane=lane, lanes=2, split=split)
+        return replace(self, lane=lane, lanes=2, split=split, ledger=Ledger())
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Scope:
 
     manual: bool
     born: list[Storage] = field(default_factory=list)
+    nbytes: int = 0
 
 
 @dataclass
@@ -72,6 +77,7 @@ class Machine:
     findings: list[Finding] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
     scopes: list[Scope] = field(default_factory=list)
+    scratch: int = 0  # bytes of GM created outside any explicit scope
     collectives: dict[int, int] = field(default_factory=dict)  # signal -> uses in this run
     _origins: list[str] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict)
@@ -129,8 +135,13 @@ class Machine:
 
     def born(self, storage: Storage) -> None:
         """Register GM memory created in orchestration with the innermost runtime scope."""
+        size = storage.data.nbytes
         if self.scopes:
             self.scopes[-1].born.append(storage)
+            self.scopes[-1].nbytes += size
+        else:
+            self.scratch += size
+        self.peak("peak_scratch_bytes", self.scratch + sum(scope.nbytes for scope in self.scopes))
 
     def new_unit(self, name: str, known: int, task: int | None) -> Unit:
         """A place in the order that starts with the knowledge `known`."""
@@ -172,8 +183,25 @@ class Machine:
         else:
             self.lint("GG402", f"{text}: no dependency orders the two tasks")
 
+    def peak(self, name: str, amount: int) -> None:
+        """A counter that keeps its maximum."""
+        self.counters[name] = max(self.counters.get(name, 0), amount)
+
+    def allocated(self, storage: Storage) -> None:
+        """Count an on-chip buffer of the running block; its operands and the names still to be read are alive."""
+        region = self.region
+        if region is None or self.order is None:
+            return
+        ledger, nbytes = region.ledger, storage.data.nbytes
+        if ledger.computed > VECTOR_BYTES and storage.space == "Vec" and not ledger.spliced and region.split is None:
+            self.lint("GG102", f"{ledger.computed} bytes of tiles are alive in Vec, {VECTOR_BYTES} are usable")
+        ledger.add(storage.space, nbytes)
+        if storage.computed:
+            ledger.computed += nbytes
+        storage.ledger = ledger
+
     def count(self, name: str, amount: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + amount
 
 
-__all__ = ["Machine", "Region", "Scope", "fault", "machine", "running"]
+__all__ = ["VECTOR_BYTES", "Machine", "Region", "Scope", "fault", "machine", "running"]

@@ -106,6 +106,8 @@ def inside(region: Region, unit: Unit) -> Iterator[Machine]:
     try:
         yield state
     finally:
+        for space, nbytes in region.ledger.peak.items():
+            state.peak(f"peak_{space.lower()}_bytes", nbytes)
         state.region, state.unit = before
 
 

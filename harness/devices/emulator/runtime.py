@@ -24,7 +24,7 @@ from harness.devices.emulator.scalars import (  # rewritten code calls these as 
     not_, or_, rshift, sub, truediv, truth,
 )  # fmt: skip
 from harness.devices.emulator.tasks import Task
-from harness.devices.emulator.values import Array, Scalar, Tensor, View, as_int, describe, scalar_dtype
+from harness.devices.emulator.values import Array, Scalar, Tensor, Tile, View, as_int, describe, scalar_dtype
 from harness.devices.emulator.world import Window
 
 ALIAS = "__goldengate_runtime__"  # the name of this module in the globals of a kernel file
@@ -143,19 +143,39 @@ class ParallelIds:
         return TaskIds(tuple(self._found[name])) if name in self._found and isinstance(value, TaskId) else value
 
 
+class Released:
+    """What a name stands for after its last use: the tile is gone, its type is known."""
+
+    __slots__ = ("type",)
+
+    def __init__(self, of: View) -> None:
+        self.type = of.dtype, of.shape
+
+
+def release(value: Any) -> Any:
+    """A name after its last use: a tile is let go."""
+    return Released(value) if isinstance(value, Tile) else value
+
+
 def carried(name: str, old: Any, new: Any) -> Any:
     """A name of an outer level that a loop or branch assigns: it keeps its kind, dtype and shape (1.5)."""
     if old is new or old is UNASSIGNED:
         return new
     before, now = _type_of(old), _type_of(new)
     if before != now:
-        raise fault(f"{name} is {describe(old)} and becomes {describe(new)} in a loop or branch", "GG310")
+        raise fault(f"{name} is {_words(old)} and becomes {describe(new)} in a loop or branch", "GG310")
     return new
+
+
+def _words(value: Any) -> str:
+    return f"a tile {list(value.type[1])} {value.type[0]}" if isinstance(value, Released) else describe(value)
 
 
 def _type_of(value: Any) -> tuple[Any, ...]:
     if isinstance(value, View):
         return value.dtype, value.shape
+    if isinstance(value, Released):
+        return value.type
     if isinstance(value, (int, float, Scalar)):
         return (scalar_dtype(value),)
     return ("task id",) if value is None or isinstance(value, (TaskId, TaskIds)) else (type(value),)
@@ -200,7 +220,13 @@ def call(function: KernelFunction, *arguments: Any) -> Any:
         if region is not None and region.kind in ("spmd", "incore"):  # the block is the task
             return compiled.run(*arguments)
         return submit(function, *arguments, gg_id=False)
-    result = compiled.run(*arguments)
+    region = machine().region
+    if region is None:
+        result = compiled.run(*arguments)
+    else:
+        region.ledger.spliced += 1
+        result = compiled.run(*arguments)
+        region.ledger.spliced -= 1
     if compiled.writebacks:
         order = [p.name for p in function.parameters]
         for name, final in zip(compiled.writebacks, result[1], strict=True):
@@ -371,6 +397,6 @@ __all__ = [
     "ALIAS", "CONSTRUCTS", "ENUMS", "UNASSIGNED", "Construct", "ParallelIds", "TaskId", "add", "and_", "at", "call",
     "carried", "cluster", "dynamic_extent", "dynamic_slice", "eq", "extent", "floordiv", "fold_add", "fold_floordiv",
     "fold_mod", "fold_mul", "fold_sub", "fold_truediv", "ge", "gt", "host_floordiv", "host_mod", "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg",
-    "not_", "on_cube", "or_", "parallel_", "pipeline_", "range_", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
+    "not_", "on_cube", "or_", "parallel_", "pipeline_", "range_", "release", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
     "spmd", "spmd_submit", "sub", "submit", "truediv", "truth", "unroll_",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor as Torch
 
 from harness.devices.emulator.dtypes import BOOL, FP32, INDEX, DType
+from harness.devices.emulator.ledger import Ledger
 from harness.devices.emulator.machine import fault, machine
 
 POISON_BYTE = 0xA5
@@ -37,7 +38,7 @@ def poison(count: int, dtype: DType) -> Torch:
 class Storage:
     """A flat buffer of one element type with its taint. Its memory is never replaced, so views of it stay valid."""
 
-    __slots__ = ("_data", "dead", "dtype", "name", "readers", "readonly", "shadow", "space", "taint", "writers")
+    __slots__ = ("_data", "computed", "dead", "dtype", "ledger", "name", "readers", "readonly", "shadow", "space", "taint", "writers")
 
     def __init__(self, data: Torch, dtype: DType, name: str, space: str) -> None:
         self._data = data
@@ -49,6 +50,20 @@ class Storage:
         self.shadow: Torch | None = None  # per element who wrote and read it last (order.Order), None before the first
         self.writers = self.readers = 1  # sites that may stand in the shadow, as bit sets; 1: nobody
         self.readonly = False  # a plain input of the entry: a write to it never reaches the host
+        self.ledger: Ledger | None = None  # of the block whose on-chip memory this is
+        self.computed = space == "Vec"  # certainly in Vec; what is loaded may lie in L1
+        if space != "GM":
+            machine().allocated(self)
+
+    def __del__(self) -> None:
+        if self.ledger is not None:
+            self.ledger.remove(self.space, self._data.nbytes, computed=self.computed)
+
+    def loaded(self) -> None:
+        """This tile was filled from global memory: it may serve the cube and never see Vec."""
+        if self.computed and self.ledger is not None:
+            self.ledger.computed -= self._data.nbytes
+        self.computed = False
 
     @property
     def data(self) -> Torch:

@@ -15,12 +15,11 @@ from torch import Tensor as Torch
 
 from harness.devices.emulator import rounding
 from harness.devices.emulator.dtypes import BOOL, FP16, FP32, INT16, INT32, DType
-from harness.devices.emulator.machine import fault, machine
+from harness.devices.emulator.machine import VECTOR_BYTES, fault, machine
 from harness.devices.emulator.values import Scalar, Storage, Tensor, Tile, describe, poison, scalar_dtype
 
 ARITHMETIC = frozenset((FP32, FP16, INT32, INT16))
 FLOATS = frozenset((FP32, FP16))
-VECTOR_BYTES = 184 * 1024
 SPACE_BYTES = {
     "Vec": VECTOR_BYTES, "Mat": 512 * 1024, "Left": 64 * 1024, "Right": 64 * 1024, "Acc": 128 * 1024, "Bias": 1024,
 }  # fmt: skip
@@ -75,13 +74,15 @@ def gm_copy(tensor: Tensor, space: str = "Vec") -> Tile:
     machine().reads(tensor)
     machine().count("gm_read_bytes", math.prod(tensor.shape) * tensor.dtype.nbytes)
     taint = tensor.taint
-    return Tile.of(
+    tile = Tile.of(
         tensor.data.clone(memory_format=torch.contiguous_format),
         tensor.dtype,
         taint=None if taint is None else taint.clone(),
         space=space,
         name=tensor.name,
     )
+    tile.storage.loaded()
+    return tile
 
 
 def as_tile(value: object, name: str, position: str = "first operand") -> Tile:

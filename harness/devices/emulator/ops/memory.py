@@ -63,7 +63,9 @@ def load_window(
     taint = torch.full(shape, mark, dtype=torch.int32)
     own = part.taint
     taint[box(valid)] = 0 if own is None else own
-    return Tile.of(data, source.dtype, valid=valid, taint=taint, space=space, name=source.name)
+    tile = Tile.of(data, source.dtype, valid=valid, taint=taint, space=space, name=source.name)
+    tile.storage.loaded()
+    return tile
 
 
 def check_valid_shape(shape: Sequence[int], valid: Sequence[int], what: str) -> tuple[int, ...]:
