@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -108,7 +109,23 @@ def execute(
         arguments = bind(entry, inputs)
         entry.compiled.run(*arguments.values())
         machine.tasks.drain()
+        _count_transfers(entry, arguments, machine)
         return outcome(entry, arguments, machine, time.perf_counter() - start)
+
+
+def _count_transfers(entry: KernelFunction, arguments: Mapping[str, Any], machine: Machine) -> None:
+    """One dispatch of a single-chip entry uploads its in and inout tensors and downloads its out and inout ones (1.2)."""
+    machine.count("dispatches")
+    for parameter in entry.parameters:
+        if isinstance(parameter.type, TensorType):
+            value = arguments[parameter.name]
+            nbytes = math.prod(value.shape) * value.dtype.nbytes
+            if parameter.type.direction != "out":
+                machine.count(f"uploads.{parameter.name}")
+                machine.count("upload_bytes", nbytes)
+            if parameter.type.direction != "in":
+                machine.count(f"downloads.{parameter.name}")
+                machine.count("download_bytes", nbytes)
 
 
 def outcome(entry: KernelFunction, arguments: Mapping[str, Any], machine: Machine, seconds: float) -> DeviceRun:
