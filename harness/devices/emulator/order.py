@@ -76,12 +76,12 @@ class Order:
         if storage.readonly:
             return None
         site = self._site(unit, file, line, atomic=False)
+        storage.readers |= 1 << site
+        if storage.shadow is not None and not (storage.writers | storage.readers) & ~unit.known:
+            _readers(storage.shadow, view).fill_(site)
+            return None
         shadow = _shadow(view)
         if not shadow.numel():
-            return None
-        storage.readers |= 1 << site
-        if not (storage.writers | storage.readers) & ~unit.known:
-            shadow.bitwise_and_(_WRITER).bitwise_or_(site << _READER_SHIFT)
             return None
         low, high = (int(end) for end in shadow.aminmax())
         if low == high:
@@ -178,3 +178,9 @@ def _shadow(view: View) -> Torch:
     if storage.shadow is None:
         storage.shadow = torch.zeros(storage.data.numel(), dtype=torch.int64)
     return torch.as_strided(storage.shadow, view.shape, view.strides, view.offset)
+
+
+def _readers(shadow: Torch, view: View) -> Torch:
+    """The last reader per element alone: the upper half of every shadow element, on a little-endian host."""
+    halves = shadow.view(torch.int32)
+    return torch.as_strided(halves, view.shape, tuple([2 * s for s in view.strides]), 2 * view.offset + 1)
