@@ -42,7 +42,7 @@ _USERS_MISTAKES = (UsageError, SpecError, GoldenInputError, KernelRefused)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit code."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = build_parser().parse_args(argv)
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except _USERS_MISTAKES as error:
@@ -64,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see `{self.prog} --help`)")
 
 
-def _parser() -> _Parser:
+def build_parser() -> _Parser:
     parser = _Parser(prog="goldengate", description="Golden references and numerical verification for kernels")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
