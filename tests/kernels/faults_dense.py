@@ -342,9 +342,9 @@ LAST_KV = """\
 """
 LAST_KV_GAMMA_AFTER = """\
         last_normed = pl.row_expand_mul(last, inv_rms)
-        rotated = pl.cast(pl.col_expand_mul(pl.cast(rotate(last_normed, cos, sin), pl.FP32), last_gamma), pl.BF16,
-                          mode="rint")
-        kv[t0 : t0 + TOKENS, NOPE_DIM:HEAD_DIM] = rotated
+        turned = rotate(last_normed, cos, sin)
+        weighted = pl.col_expand_mul(pl.cast(turned, pl.FP32), last_gamma)
+        kv[t0 : t0 + TOKENS, NOPE_DIM:HEAD_DIM] = pl.cast(weighted, pl.BF16, mode="rint")
 """
 
 QKV_PROJ_ROPE = (

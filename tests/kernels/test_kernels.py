@@ -10,6 +10,8 @@ import torch
 from harness.compare import PASS
 from harness.devices import get_device
 from harness.devices.base import KernelRefused
+from harness.devices.emulator.device import EmulatorDevice
+from harness.devices.emulator.host import execute_host
 from harness.report import failure_text
 from harness.run import Run
 from harness.tolerances import DEFAULT_PATH, load_tolerances
@@ -46,6 +48,19 @@ def test_the_front_end_accepts(op: str, preset: str, tiles: str) -> None:
         ("expert_shared", {"T": 24}, "T = 24"),
         ("expert_shared", {"MOE_INTER": 1000}, "divides the extent 1000"),
         ("expert_routed", {"RECV_MAX": 24}, "RECV_MAX = 24"),
+        ("hc_head", {"HC_MULT": 2}, "HC_MULT is 2"),
+        ("hc_head", {"D": 101, "HC_DIM": 404}, "HC_DIM = 404 is not a multiple of 8"),
+        ("mtp_projection", {"T": 12}, "T = 12 is not a multiple of 8"),
+        ("mtp_projection", {"D": 1000}, "divides the extent 1000"),
+        ("qkv_proj_rope", {"T": 12}, "T = 12 is not a multiple of 8"),
+        ("qkv_proj_rope", {"NOPE_DIM": 384}, "NOPE_DIM = 384 and ROPE_DIM = 64 do not fill 512"),
+        ("qkv_proj_rope", {"NOPE_DIM": 464, "ROPE_DIM": 48}, "ROPE_DIM = 48 is no multiple of 32"),
+        ("qkv_proj_rope", {"D": 4098}, "D = 4098 is not a multiple of 4"),
+        ("lm_head", {"T": 12}, "T = 12 is not a multiple of 8"),
+        ("lm_head", {"T": 136}, "T = 136 is not a multiple of 8 up to 128"),
+        ("lm_head", {"T_MAX": 24}, "T_MAX = 24 is not a multiple of 16"),
+        ("lm_head", {"TP_SIZE": 4}, "4 shards of 64640 do not make VOCAB = 129280"),
+        ("lm_head", {"VOCAB": 1000, "VOCAB_PER_TP": 500}, "VOCAB_PER_TP = 500 is not a multiple of 16"),
     ],
 )
 def test_rejects_sizes_that_would_lose_a_tail(op: str, sizes: dict[str, int], reason: str) -> None:
@@ -75,6 +90,28 @@ def test_outputs_do_not_depend_on_the_tile_set(op: str, deployment: str) -> None
         assert torch.equal(first.view(bits), second.view(bits))
 
 
+def ordered(x: torch.Tensor) -> torch.Tensor:
+    """Ranks of BF16 values: neighbours differ by one, both zeros are 0."""
+    bits = x.view(torch.int16).to(torch.int32)
+    return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
+
+def test_a_query_head_is_loaded_once_and_moves_by_one_ulp_at_most() -> None:
+    """moe_and_layers.md 15.2, 672.7: only the order of the heads' sums of squares differs."""
+    loaded = load_op("qkv_proj_rope", "tiny", "prefill")
+    device = get_device("emulator")
+    inputs = loaded.inputs()
+    once, before = (
+        device.run(device.load(loaded.kernel, loaded.name, loaded.sizes, tiles), loaded, dict(inputs), 0)
+        for tiles in TILE_SETS
+    )
+    for name in ("kv", "qr", "qr_scale"):
+        assert torch.equal(once.outputs[name].view(torch.uint8), before.outputs[name].view(torch.uint8))
+    assert (ordered(once.outputs["q"]) - ordered(before.outputs["q"])).abs().max() <= 1
+    heads = once.outputs["q"].numel() * 4
+    assert before.counters["gm_read_bytes"] - once.counters["gm_read_bytes"] == heads
+
+
 @pytest.mark.parametrize("tiles", TILE_SETS)
 @pytest.mark.parametrize("case", ["default", "hash"])
 def test_accepts_gate_of_both_tile_sets(case: str, tiles: str) -> None:
@@ -87,8 +124,48 @@ def test_accepts_gate_of_both_tile_sets(case: str, tiles: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tiles", TILE_SETS)
-@pytest.mark.parametrize("op", ["rms_norm", "hc_pre", "hc_post", "gate", "expert_shared"])
+@pytest.mark.parametrize(
+    "op",
+    ["rms_norm", "hc_pre", "hc_post", "gate", "expert_shared", "hc_head", "mtp_projection", "qkv_proj_rope"],
+)
 def test_accepts_pro(op: str, tiles: str) -> None:
     """PRO has no power of two anywhere: 7168 columns, 384 experts, slices of 1792."""
     verdict = Session(get_device("emulator"), load_tolerances(DEFAULT_PATH)).verify(Run(op, "pro", tiles=tiles))
     assert verdict.status == PASS, failure_text(verdict)
+
+
+def logits_of(tp_size: int, *, tokens: int, dispatches: int = 1, schedule: int = 0) -> torch.Tensor:
+    """Logits [owners, T, VOCAB] of the shipped program, for rows and weights that do not depend on the sharding."""
+    loaded = load_op("lm_head", "tiny", tp_size=tp_size, tokens=tokens)
+    kernel = EmulatorDevice().load(loaded.kernel, "lm_head", loaded.sizes, None)
+    hidden, vocabulary = loaded.config.hidden_size, loaded.config.vocab_size
+    source = torch.Generator().manual_seed(7)
+    weight = torch.randn(vocabulary, hidden, generator=source).bfloat16()
+    rows = torch.randn(8, tokens, hidden, generator=source).bfloat16()[:tp_size]
+    run = execute_host(
+        kernel.entry,
+        {"hidden_states": rows, "lm_head_weight": weight.view(tp_size, -1, hidden)},
+        schedule,
+        kernel.files,
+        world=tp_size,
+        dispatches=dispatches,
+    )
+    assert run.undefined["logits"] is None
+    assert run.findings == []
+    return run.outputs["logits"]
+
+
+@pytest.mark.parametrize("tokens", [8, 16, 32])
+def test_logits_do_not_depend_on_the_number_of_shards(tokens: int) -> None:
+    """dense.md 10.8: the K order of a dot product is the same for every TP, and every TP leaves a tail."""
+    two = logits_of(2, tokens=tokens)
+    for tp_size in (4, 8):
+        assert torch.equal(logits_of(tp_size, tokens=tokens)[:2], two)
+
+
+@pytest.mark.parametrize("schedule", range(6))
+def test_lm_head_may_be_dispatched_again(schedule: int) -> None:
+    """Signals are not reset: they hold for one dispatch, and windows start from zero in the next."""
+    assert torch.allclose(
+        logits_of(4, tokens=8, dispatches=3, schedule=schedule), logits_of(4, tokens=8), rtol=0, atol=1e-4
+    )
