@@ -26,6 +26,7 @@ from harness.versions import versions
 
 if TYPE_CHECKING:
     from specs.registry import Op
+    from specs.tensors import TensorSpec
 
 UNVERIFIED = "unverified"
 Values = dict[str, Any]
@@ -169,7 +170,7 @@ def handed_out(prepared: Prepared) -> Values:
 def judge(op: Op, entries: Mapping[str, Entry], prepared: Prepared, result: DeviceRun) -> dict[str, Judgement]:
     """A judgement per output of the op, in signature order. An output without an entry is unverified."""
     judgements: dict[str, Judgement] = {}
-    for spec in op.outputs:
+    for spec in _judging_order(op, entries):
         entry = entries.get(spec.name)
         if entry is None:
             judgements[spec.name] = Judgement(UNVERIFIED, "no tolerance", None)
@@ -187,7 +188,17 @@ def judge(op: Op, entries: Mapping[str, Entry], prepared: Prepared, result: Devi
                 stages,
             )
         )
-    return judgements
+    return {spec.name: judgements[spec.name] for spec in op.outputs}
+
+
+def _judging_order(op: Op, entries: Mapping[str, Entry]) -> list[TensorSpec]:
+    """The outputs in signature order, but those that others are conditioned on come before them."""
+    ordered: list[TensorSpec] = []
+    waiting = {spec.name: spec for spec in op.outputs}
+    while waiting:
+        ready = [n for n in waiting if n not in entries or not (set(entries[n].given) - {n}) & waiting.keys()]
+        ordered.append(waiting.pop(ready[0] if ready else next(iter(waiting))))
+    return ordered
 
 
 def _continued(

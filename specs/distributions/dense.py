@@ -1,11 +1,15 @@
-"""Inputs of the dense ops: tensors that repeat others or parts of themselves, rows by token."""
+"""Inputs of the dense ops: copies along an axis, rows by token, codes by column, rows of rotary tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
+from goldens.numerics.rope import rope_frequencies, rope_rows_at
+from specs.distributions.quantised import Q8, Pair
 from specs.streams import DrawContext
 from specs.tensors import Distribution, TensorSpec
 
@@ -34,3 +38,51 @@ class PerToken:
         """One row per token, whatever the number of requests."""
         requests, tokens, *rest = spec.shape
         return self.base.draw(ctx, spec.replace(shape=(requests * tokens, *rest))).view(spec.shape)
+
+
+@dataclass(frozen=True)
+class ColumnQ8:
+    """Q8 codes [in, out] of BF16 values, per output column (contracts/dense.md 2.4, Q8col)."""
+
+    values: Distribution
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT8 codes."""
+        return self.pair(ctx, spec)[0]
+
+    def pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
+        """Codes and the scale of every column."""
+        rows, scales = Q8(self.values).pair(ctx, spec.replace(shape=spec.shape[::-1]))
+        return rows.t().contiguous(), scales
+
+
+@dataclass(frozen=True)
+class RopeRows:
+    """Rows of the rotary table of a layer with compress ratio `ratio`, consecutive positions, one per token.
+
+    place   where they begin: 0 at the first position, 1 such that the last token has the last position
+    """
+
+    part: Literal["cos", "sin"]
+    ratio: int
+    place: float
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Bit copies of the table (contracts/dense.md, 5), both halves equal."""
+        first = int(self.place * (ctx.config.max_position_embeddings - spec.shape[0]))
+        positions = torch.arange(first, first + spec.shape[0])
+        cos, sin = rope_rows_at(positions, rope_frequencies(ctx.config, self.ratio), spec.dtype)
+        return cos if self.part == "cos" else sin
+
+
+@dataclass(frozen=True)
+class HalfRead:
+    """`base` in the first half of the columns, NaN in the other half, which nothing may read."""
+
+    base: Distribution
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """The first half is that of `base` alone."""
+        out = self.base.draw(ctx, spec)
+        out[..., spec.shape[-1] // 2 :] = torch.nan
+        return out

@@ -145,6 +145,21 @@ def mtp_projection_inputs(seed=0, t=5, s=2):
     return tensors, {"rms_eps": RMS_EPS}
 
 
+def qkv_proj_rope_inputs(seed=0, t=5, rope=8):
+    """3 heads of 32 lanes, 8 of them rotary; a low rank of 80."""
+    draw = Draw(seed)
+
+    def uniform(*shape, width=1.0):
+        return draw.uniform(*shape, low=-width, high=width).bfloat16()
+
+    tensors = {"x": uniform(t, D), "wq_a": uniform(D, INTER, width=0.1)}
+    tensors["wq_b"] = draw.integers(-127, 128, INTER, 3 * 32, dtype=torch.int8)
+    tensors["wq_b_scale"] = draw.uniform(3 * 32, low=2e-4, high=1.6e-3)
+    tensors |= {"wkv": uniform(D, 32, width=0.1), "rope_cos": uniform(t, rope), "rope_sin": uniform(t, rope)}
+    tensors |= {"gamma_cq": uniform(INTER), "gamma_ckv": uniform(32)}
+    return tensors, {"rms_eps": RMS_EPS}
+
+
 INPUTS = {
     "rms_norm": rms_norm_inputs,
     "hc_pre": hc_pre_inputs,
@@ -154,6 +169,7 @@ INPUTS = {
     "expert_routed": expert_routed_inputs,
     "hc_head": hc_head_inputs,
     "mtp_projection": mtp_projection_inputs,
+    "qkv_proj_rope": qkv_proj_rope_inputs,
 }
 
 

@@ -164,3 +164,28 @@ def test_downstream_outputs_are_judged_against_the_golden_continued_from_the_dev
     entries["post"] = Entry("post", entries["post"].comparator, ("x_mixed",), {}, 1)
     assert verdict(change, entries={"hc_pre": entries}).status == "pass"
     assert float(seen[-1]["x_mixed"][0, 0]) == pytest.approx(1.001)
+
+
+def test_conditions_are_judged_before_what_depends_on_them_whatever_the_signature(monkeypatch):
+    """x_mixed comes first in the signature and is conditioned on post, which comes later."""
+    from specs.registry import Op
+
+    def golden(self, inputs, taps=None, given=None):
+        base = torch.ones(2, 2) if given is None else given["post"]
+        return {"x_mixed": base * 3, "post": torch.ones(2, 2), "comb": torch.ones(2, 2)}
+
+    monkeypatch.setattr(Op, "golden", golden)
+
+    def change(run, inputs):
+        run.outputs["post"][0, 0] = 1.001
+        run.outputs["x_mixed"] = run.outputs["post"] * 3
+
+    entries = exact_entries("x_mixed", "post", "comb")
+    close = Close(rtol=0.01, atol=0.0, over_fraction=0.0, over_points=0)
+    entries["post"] = Entry("post", close, (), {}, 1)
+    entries["x_mixed"] = Entry("x_mixed", entries["x_mixed"].comparator, ("post",), {}, 1)
+    found = verdict(change, entries={"hc_pre": entries})
+    assert found.status == "pass"
+    assert list(found.outputs) == ["x_mixed", "post", "comb"]
+    entries["post"] = Entry("post", close, ("x_mixed",), {}, 1)  # each on the other: nobody is given anything
+    assert verdict(change, entries={"hc_pre": entries}).outputs["x_mixed"].status == "fail"

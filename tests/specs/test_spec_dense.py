@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from goldens.numerics.rope import build_rope_tables
 from specs.errors import SpecError
 from specs.registry import load_op
 
@@ -25,6 +26,9 @@ def taps_of(name: str, case: str, preset: str = "tiny", where: str = "decode") -
         ("mtp_projection", {"tokens": 12}, "T = 12 is no multiple of 8"),
         ("mtp_projection", {"tokens": 24}, "T = 24 is more than 16"),
         ("mtp_projection", {"hidden_size": 320}, "D = 320 is no multiple of 128"),
+        ("qkv_proj_rope", {"tokens": 12}, "T = 12 is no multiple of 8"),
+        ("qkv_proj_rope", {"tokens": 24}, "T = 24 is more than 16"),
+        ("qkv_proj_rope", {"q_lora_rank": 100}, "Q_LORA = 100 is no multiple of 32"),
         ("hc_head", {"hidden_size": 320}, "HC_DIM = 1280 is no multiple of 512"),
     ],
 )
@@ -123,3 +127,64 @@ def test_mtp_projection_one_sided_weights_are_the_references() -> None:
     inputs, _ = taps_of("mtp_projection", "one_sided", preset="flash")
     assert int(inputs["e_proj_w"].min()) == 0
     assert float(inputs["e_proj_w_scale"].median()) == pytest.approx(1.2303e-4, rel=1e-4)
+
+
+# qkv_proj_rope
+
+
+def test_qkv_proj_rope_default_sees_every_column() -> None:
+    inputs, _ = taps_of("qkv_proj_rope", "default")
+    assert float(inputs["wq_b_scale"].max() / inputs["wq_b_scale"].min()) > 6
+    assert not torch.equal(inputs["rope_cos"][:, :32], inputs["rope_cos"][:, 32:])
+    assert (inputs["gamma_ckv"].float().abs() < 0.9).any()
+
+
+@pytest.mark.parametrize(
+    ("case", "ratio", "first"),
+    [("attention_base", 0, 508), ("attention_compressed", 4, 1016), ("first_positions", 0, 0)],
+)
+def test_qkv_proj_rope_rows_are_those_of_the_layers_table(case: str, ratio: int, first: int) -> None:
+    op = load_op("qkv_proj_rope")
+    cos, sin = build_rope_tables(op.config, ratio)
+    inputs = op.inputs(case)
+    assert torch.equal(inputs["rope_cos"], cos[first : first + 8])
+    assert torch.equal(inputs["rope_sin"], sin[first : first + 8])
+
+
+def test_qkv_proj_rope_exact_rotations() -> None:
+    _, seen = taps_of("qkv_proj_rope", "no_rotation")
+    assert torch.equal(seen["q"], (seen["q_heads"] * seen["q_inv_rms"]).bfloat16())
+    _, seen = taps_of("qkv_proj_rope", "quarter_turn")
+    lanes = seen["kv_norm"][:, -64:].bfloat16()
+    assert torch.equal(seen["kv"][:, -64::2], -lanes[:, 1::2])
+    assert torch.equal(seen["kv"][:, -63::2], lanes[:, 0::2])
+
+
+def test_qkv_proj_rope_reaches_the_epsilon_of_every_norm() -> None:
+    _, seen = taps_of("qkv_proj_rope", "tiny_tokens")
+    for stage in ("low_rank", "kv_raw"):
+        mean = seen[stage].double().square().mean(dim=1)
+        assert ((mean > 1e-8) & (mean < 1e-4)).any()
+        assert (mean < 1e-9).any()
+    _, seen = taps_of("qkv_proj_rope", "tiny_scales")
+    mean = seen["q_heads"].double().square().mean(dim=2)
+    assert ((mean > 1e-7) & (mean < 1e-5)).float().mean() > 0.3
+
+
+def test_qkv_proj_rope_tiny_gamma_is_around_the_floor_of_the_quantiser() -> None:
+    _, seen = taps_of("qkv_proj_rope", "tiny_gamma", where="prefill")
+    largest = seen["qr"].abs().amax(dim=1)
+    assert (largest == 127).any()
+    assert (largest < 120).any()
+
+
+def test_qkv_proj_rope_attention_codes_are_per_column() -> None:
+    inputs, _ = taps_of("qkv_proj_rope", "attention_base")
+    assert (inputs["wq_b"].abs().amax(dim=0) == 127).all()
+    assert len(inputs["wq_b_scale"].unique()) > 50
+
+
+def test_qkv_proj_rope_half_read_leaves_the_unread_half_without_a_value() -> None:
+    inputs, seen = taps_of("qkv_proj_rope", "half_read")
+    assert inputs["rope_cos"][:, 32:].isnan().all()
+    assert seen["q"].isfinite().all()
