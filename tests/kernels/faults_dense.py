@@ -581,6 +581,14 @@ ROUTE_NOTIFY = "pld.system.notify(logits_done, owner, [my_rank, 0], 1, op=pld.No
 PUBLISH_PUT = """\
                 pld.tensor.put(
                     hidden_window,
+                    peer,
+                    hidden_states,
+                    [my_rank * T_MAX, 0],
+                    [0, 0],
+                    [T, D],
+                    chunk_rows=TOKENS,
+                    chunk_cols=COPY_COLS,
+                )
 """
 
 LM_HEAD = (
@@ -639,7 +647,6 @@ LM_HEAD = (
         after="copy_columns(shard, logits, 0, VOCAB - VOCAB_PER_TP - own_column)",
         output="logits",
         why="the own shard goes to the columns of another rank",
-        fault="GG402",
     ),
     Fault(
         op="lm_head",
@@ -694,7 +701,7 @@ LM_HEAD = (
     Fault(
         op="lm_head",
         name="signal_before_the_rows",
-        before=PUBLISH_PUT,
+        before=f"{PUBLISH_PUT}                {PUBLISH_NOTIFY}\n",
         after=f"                {PUBLISH_NOTIFY}\n{PUBLISH_PUT}",
         output="logits",
         why="the signal overtakes the rows",
