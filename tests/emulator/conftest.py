@@ -26,6 +26,7 @@ class KernelFile:
         self.path = path
         self.source = HEADER + textwrap.dedent(source)
         path.write_text(self.source)
+        self._loaded: dict[str, KernelFunction] = {}
 
     def line(self, text: str) -> int:
         found = [n for n, line in enumerate(self.source.splitlines(), 1) if text in line]
@@ -36,7 +37,8 @@ class KernelFile:
         return load_functions(self.path, {}, None)
 
     def run(self, *, schedule: int = 0, entry: str = "kernel", checks: bool = True, **inputs: Any) -> Any:
-        function = self.load()[entry]
+        self._loaded = self._loaded or self.load()
+        function = self._loaded[entry]
         return execute(function, inputs, schedule, frozenset({str(self.path)}), checks=checks)
 
 

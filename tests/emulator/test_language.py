@@ -1,4 +1,4 @@
-"""The language beyond loops and regions: programs, submissions, split lanes, task ids, constants (pypto_dsl.md 1, 2)."""
+"""The language beyond loops and regions: programs, submissions, lanes, task ids, constants (pypto_dsl.md 1, 2)."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def test_rejects_submissions(kernel, before: str, after: str, reason: str) -> No
 def test_a_dispatch_of_one_incore_call(kernel) -> None:
     call = "tmp, first = pl.submit(double, x, tmp)"
     source = SUBMIT.format(deps="").replace(call, "with pl.spmd(1):\n                double(x, tmp)")
-    source = source.replace("with pl.manual_scope():", "with pl.scope():").replace("@pl.jit\n", "@pl.jit(auto_scope=False)\n")
+    source = source.replace("with pl.manual_scope():", "with pl.scope():")
+    source = source.replace("@pl.jit\n", "@pl.jit(auto_scope=False)\n")
     assert torch.equal(outputs(kernel(source), x=X), 2 * X + 1)
 
 
@@ -343,7 +344,7 @@ def test_accepts_runtime_offsets_and_constant_extents(kernel, body: str) -> None
     assert torch.equal(outputs(kernel(NAMES.format(body=body)), x=X), X)
 
 
-# -- loops (2.1) ----------------------------------------------------------------------------------------------------------
+# -- loops (2.1) ------------------------------------------------------------------------------------------------
 
 WHILE = """
     @pl.jit
@@ -389,7 +390,8 @@ def test_rejects_loops(kernel, loop: str, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("loop", "expected"),
-    [("pl.range(4, 2)", 0), ("pl.range(3)", 3), ("pl.range(1, 8, 3)", 12), ("pl.unroll(3, 0, -1)", 6), ("pl.parallel(3)", 3)],
+    [("pl.range(4, 2)", 0), ("pl.range(3)", 3), ("pl.range(1, 8, 3)", 12), ("pl.unroll(3, 0, -1)", 6),
+     ("pl.parallel(3)", 3)],
 )
 def test_accepts_loops(kernel, loop: str, expected: int) -> None:
     """The sum of the loop variable."""
@@ -506,7 +508,7 @@ def test_rejects_other_dependencies(kernel, deps: str) -> None:
         kernel(IDS.format(loop="for i in pl.range(4):", end="pass", deps=deps)).run(x=WIDE)
 
 
-# -- lanes (2.5) --------------------------------------------------------------------------------------------------------
+# -- lanes (2.5) -----------------------------------------------------------------------------------------------------
 
 LANES = """
     @pl.jit
@@ -545,7 +547,7 @@ def test_the_cube_stores_once(kernel, mode: str) -> None:
 
 
 def test_shards_outside_a_split_are_refused_and_under_none_recorded(kernel) -> None:
-    with pytest.raises(KernelFault, match="inside pl.split_aiv"):
+    with pytest.raises(KernelFault, match=r"inside pl\.split_aiv"):
         kernel(NAMES.format(body="t = pl.aiv_shard(t)")).run(x=X)
     body = f"for lane in pl.split_aiv(2):\n{IN}    u = pl.aiv_shard(t)"
     assert {f.code for f in kernel(NAMES.format(body=body)).run(x=X).findings} == {"GG306"}
@@ -565,6 +567,7 @@ def test_an_odd_extent_gives_lane_0_one_more(kernel) -> None:
 
 
 def test_lanes_that_do_not_both_gather_dead_lock(kernel) -> None:
-    body = f"for lane in pl.split_aiv(2, mode=pl.SplitMode.UP_DOWN):\n{IN}    if lane == 0:\n{IN}        u = pl.aic_gather(t)"
+    body = "for lane in pl.split_aiv(2, mode=pl.SplitMode.UP_DOWN):\n"
+    body += f"{IN}    if lane == 0:\n{IN}        u = pl.aic_gather(t)"
     with pytest.raises(KernelFault, match=r"GG405.*other lane"):
         kernel(NAMES.format(body=body)).run(x=X)

@@ -1,4 +1,6 @@
-"""Parameter annotations: `pl.Tensor[[…], dtype]`, `pl.Out`, `pl.InOut`, `pl.Scalar`, `pl.RUNTIME`, `pl.Array`, `pl.dynamic`."""
+"""Parameter annotations: `pl.Tensor[[…], dtype]`, `pl.Out`, `pl.InOut`, `pl.Scalar`, `pl.RUNTIME`, `pl.Array`,
+`pl.dynamic`.
+"""
 
 from __future__ import annotations
 

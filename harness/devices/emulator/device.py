@@ -114,7 +114,9 @@ def execute(
 
 
 def _count_transfers(entry: KernelFunction, arguments: Mapping[str, Any], machine: Machine) -> None:
-    """One dispatch of a single-chip entry uploads its in and inout tensors and downloads its out and inout ones (1.2)."""
+    """One dispatch of a single-chip entry uploads its in and inout tensors and downloads its out and inout ones
+    (1.2).
+    """
     machine.count("dispatches")
     for parameter in entry.parameters:
         if isinstance(parameter.type, TensorType):

@@ -1,7 +1,7 @@
 """Which global tensors a region body reads and writes, by name: what the compiler tells the runtime (pypto_dsl.md 2.3).
 
-Directions are a property of the text: a name in the target position of a storing operation is written, a name anywhere else
-is read. Calls of inlines and in-core functions pass on what the callee does to its parameters.
+Directions are a property of the text: a name in the target position of a storing operation is written, a name anywhere
+else is read. Calls of inlines and in-core functions pass on what the callee does to its parameters.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Coroutines for what runs concurrently on a device: blocks, lanes, ranks (pypto_dsl.md 2.4, 4.4).
 
-A fiber runs until it ends, must wait, or offers a switch. `run_all` runs a set of fibers to their end, one at a time; which
-one goes next is the schedule's choice. When none of them can go on, the caller waits in its turn, so that a wait inside a
-block inside a rank reaches the scheduler of the ranks. When nobody can go on, that is a dead-lock: an error that lists
-what each one waits for, never a hang.
+A fiber runs until it ends, must wait, or offers a switch. `run_all` runs a set of fibers to their end, one at a time;
+which one goes next is the schedule's choice. When none of them can go on, the caller waits in its turn, so that a wait
+inside a block inside a rank reaches the scheduler of the ranks. When nobody can go on, that is a dead-lock: an error
+that lists what each one waits for, never a hang.
 """
 
 from __future__ import annotations

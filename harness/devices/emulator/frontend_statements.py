@@ -120,9 +120,7 @@ class Statements:
                     self.refuse(statement, f"{words} is not accepted in a kernel")
             method = getattr(self, f"_{type(statement).__name__.lower()}", None)
             if method is None:
-                self.refuse(
-                    statement, f"the statement {type(statement).__name__} is not accepted in a kernel"
-                )
+                self.refuse(statement, f"the statement {type(statement).__name__} is not accepted in a kernel")
             for new in method(statement):
                 # keep inner positions: only nodes made here lack one, and theirs is the first line of the statement
                 ast.copy_location(new, statement)
@@ -260,7 +258,9 @@ class Statements:
         target = self.expressions.callee(call.args[0]) if call.args else None
         if not isinstance(target, KernelFunction) or target.kind != "incore":
             self.refuse(node, f"pl.{kind} takes an in-core function first")
-        own = ("deps", "allow_early_resolve", "name_hint") + (("core_num", "sync_start") if kind == "spmd_submit" else ())
+        own = ("deps", "allow_early_resolve", "name_hint") + (
+            ("core_num", "sync_start") if kind == "spmd_submit" else ()
+        )
         plain = ast.Call(func=call.args[0], args=call.args[1:], keywords=[k for k in call.keywords if k.arg not in own])
         given = ast.Call(func=call.func, args=[], keywords=[k for k in call.keywords if k.arg in own])
         if kind == "spmd_submit" and not any(k.arg == "core_num" for k in given.keywords):
@@ -273,15 +273,15 @@ class Statements:
             return [ast.Expr(value=run)]
         return [ast.Assign(targets=[_names_store(names, len(names) > 1)], value=run)]
 
-    def _sub_call(
-        self, node: ast.stmt, names: list[str], target: KernelFunction, call: ast.Call
-    ) -> list[ast.stmt]:
+    def _sub_call(self, node: ast.stmt, names: list[str], target: KernelFunction, call: ast.Call) -> list[ast.stmt]:
         if self.function.kind == "host" and target.kind == "entry":
             return self._child(node, names, target, call)
         if target.kind in ("entry", "host"):
             self.refuse(node, f"{target.name} is an entry (@pl.jit) and cannot be called from a kernel")
         if target.kind == "extern":
-            self.refuse(node, f"{target.name} is a hand-written C++ kernel (pl.jit.extern): there is nothing to execute")
+            self.refuse(
+                node, f"{target.name} is a hand-written C++ kernel (pl.jit.extern): there is nothing to execute"
+            )
         if target is self.function:
             self.refuse(node, f"{target.name} calls itself")
         arguments = self.expressions.arguments(node, target, call)
@@ -317,7 +317,9 @@ class Statements:
             self.refuse(node, f"the call of {target.name} needs device=")
         plain = ast.Call(func=call.func, args=call.args, keywords=[k for k in call.keywords if k.arg != "device"])
         arguments = [self.expressions.expr(a) for a in self.expressions.arguments(node, target, plain)]
-        run = self.expressions.rt("child", self.expressions.reference(call.func, target), self.expressions.expr(device[0]), *arguments)
+        run = self.expressions.rt(
+            "child", self.expressions.reference(call.func, target), self.expressions.expr(device[0]), *arguments
+        )
         self.bind(*names)
         if not names:
             return [ast.Expr(value=run)]
@@ -407,9 +409,7 @@ class Statements:
         if kind == "parallel" and not self.private:
             first, body, last = self._joined_ids(node, carried, body)
             out, after = [*out, *first], [*last, *after]
-        out.append(
-            ast.For(target=ast.Name(id=variable, ctx=ast.Store()), iter=iterator, body=body, orelse=[])
-        )
+        out.append(ast.For(target=ast.Name(id=variable, ctx=ast.Store()), iter=iterator, body=body, orelse=[]))
         return out + after
 
     def _joined_ids(
@@ -467,7 +467,9 @@ class Statements:
         assert isinstance(last, ast.Assign)
         names = self._target_names(last.targets[0])
         if not len(names) == len(carried) == len(call.args):
-            self.refuse(last, f"pl.yield_ gives {len(call.args)} values to {len(names)} names, the loop carries {len(carried)}")
+            self.refuse(
+                last, f"pl.yield_ gives {len(call.args)} values to {len(names)} names, the loop carries {len(carried)}"
+            )
         translated = self._loop_body(kind, body[:-1])
         values = [self.expressions.expr(a) for a in call.args]
         self.depth += 1
@@ -554,7 +556,9 @@ class Statements:
         name, definition = self._nested(node, node.body, "at", first=None, keep=keep)
         outputs = [n for n in keep if n in self.bound]
         stable = not set(outputs) & body_effects(self.function, node.body).rebound
-        keywords = keywords + self._effects(node.body) + [_constant("gg_kept", tuple(outputs)), _constant("gg_stable", stable)]
+        keywords = (
+            keywords + self._effects(node.body) + [_constant("gg_kept", tuple(outputs)), _constant("gg_stable", stable)]
+        )
         run = self.expressions.rt("at", ast.Name(id=name, ctx=ast.Load()), *arguments, keywords=keywords)
         if tid is not None:
             self.bind(tid)
@@ -587,14 +591,13 @@ class Statements:
     def _effects(self, body: list[ast.stmt]) -> list[ast.keyword]:
         """What the task reads and writes, for the scheduler."""
         effects = body_effects(self.function, body)
-        return [_constant("gg_reads", tuple(sorted(effects.reads))), _constant("gg_writes", tuple(sorted(effects.writes)))]
+        return [
+            _constant("gg_reads", tuple(sorted(effects.reads))),
+            _constant("gg_writes", tuple(sorted(effects.writes))),
+        ]
 
     def _is_single_call(self, body: list[ast.stmt]) -> bool:
-        if (
-            len(body) != 1
-            or not isinstance(body[0], (ast.Expr, ast.Assign))
-            or not isinstance(body[0].value, ast.Call)
-        ):
+        if len(body) != 1 or not isinstance(body[0], (ast.Expr, ast.Assign)) or not isinstance(body[0].value, ast.Call):
             return False
         target = self.expressions.callee(body[0].value.func)
         return isinstance(target, KernelFunction) and target.kind == "incore"
@@ -654,7 +657,9 @@ class Statements:
 
 
 def unassigned(names: set[str], at: ast.AST) -> list[ast.stmt]:
-    """A loop of zero iterations leaves names without a value; Python must not trip over them where they are not used."""
+    """A loop of zero iterations leaves names without a value; Python must not trip over them where they are not
+    used.
+    """
     if not names:
         return []
     value = ast.Attribute(value=ast.Name(id=runtime.ALIAS, ctx=ast.Load()), attr="UNASSIGNED", ctx=ast.Load())

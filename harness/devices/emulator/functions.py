@@ -114,9 +114,7 @@ class KernelFunction:
 
         if isinstance(value, DType):
             return types.ScalarType(value)
-        raise self.refuse(
-            f"annotation of {argument.arg} is not a type of pypto.language: {value!r}", argument.lineno
-        )
+        raise self.refuse(f"annotation of {argument.arg} is not a type of pypto.language: {value!r}", argument.lineno)
 
     @cached_property
     def compiled(self) -> Any:
@@ -183,12 +181,14 @@ class Program:
 def function_decorator(
     python: Callable[..., Any] | None = None,
     *,
-    type: FunctionType = FunctionType.Opaque,  # noqa: A002  the language's name
+    type: FunctionType = FunctionType.Opaque,
     strict_ssa: bool = False,
     auto_scope: bool = True,
     **options: Any,
 ) -> Any:
-    """`@pl.function(type=…)`: a function of explicit kind (1.1). Further options choose code generation and are kept."""
+    """`@pl.function(type=…)`: a function of explicit kind (1.1). Further options choose code generation and are
+    kept.
+    """
     options |= {"strict_ssa": strict_ssa, "auto_scope": auto_scope}
     if python is None:
         return lambda function: function_decorator(function, type=type, **options)

@@ -28,8 +28,8 @@ def execute_host(
     """Run a host entry `dispatches` times over `world` ranks; windows start from zeros each time.
 
     `residency` names tensors that are uploaded once and stay on their rank: a rank number, or "stacked" for one slice
-    per rank. The counters tell every upload and download. `checks=False`: as in `execute`. Raises KernelRefused for a wrong binding, KernelFault when a
-    rank fails or all ranks wait (GG405).
+    per rank. The counters tell every upload and download. `checks=False`: as in `execute`. Raises
+    KernelRefused for a wrong binding, KernelFault when a rank fails or all ranks wait (GG405).
     """
     if entry.kind != "host":
         raise entry.refuse(f"{entry.name} is no host program (@pl.jit.host)")

@@ -1,8 +1,8 @@
 """On-chip memory that is alive in one block or lane, by memory space (contracts/pypto_dsl.md 3.12).
 
 Tiles are alive as long as something refers to them; `liveness` lets names go after their last use. The peak is an
-estimate: the allocator may reuse an operand's buffer for a result, and pl.pipeline keeps several copies. `computed` is a
-lower bound of what Vec must hold: results of vector operations only, since a loaded tile may lie in L1.
+estimate: the allocator may reuse an operand's buffer for a result, and pl.pipeline keeps several copies. `computed` is
+a lower bound of what Vec must hold: results of vector operations only, since a loaded tile may lie in L1.
 """
 
 from __future__ import annotations

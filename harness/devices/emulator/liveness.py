@@ -12,7 +12,9 @@ _Releases = dict[ast.stmt, frozenset[str]]
 
 
 def last_uses(body: Sequence[ast.stmt], own: set[str], kept: set[str]) -> _Releases:
-    """Per statement of `body`, at any depth, the names of `own` that nothing after it reads. `kept` live on after it."""
+    """Per statement of `body`, at any depth, the names of `own` that nothing after it reads. `kept` live on after
+    it.
+    """
     found: _Releases = {}
     _block(body, frozenset(kept), frozenset(own), found, frozenset())
     return found

@@ -15,9 +15,9 @@ import torch
 from harness.devices.emulator import enums
 from harness.devices.emulator.fibers import Fiber, Wait, run_all, wait
 from harness.devices.emulator.machine import Machine, Region, fault, machine
+from harness.devices.emulator.ops.common import as_tile
 from harness.devices.emulator.tasks import Task
 from harness.devices.emulator.units import Unit
-from harness.devices.emulator.ops.common import as_tile
 from harness.devices.emulator.values import Array, Tensor, Tile, as_int, describe
 
 CORES = 24  # cube cores of the 910B: what a hard barrier needs
@@ -84,7 +84,7 @@ def submit(
     if state.region is not None:
         raise fault(f"{name} inside pl.{state.region.kind} is refused: compute regions do not nest")
     free = {id(t.storage) for t in no_dep or () if isinstance(t, Tensor)}
-    file, line = state.where()
+    line = state.where()[1]
     state.count("tasks")
     return state.tasks.submit(
         f"{name} ({line})" if line else name,
@@ -185,7 +185,12 @@ def spmd(
 
 
 def dispatch(
-    name: str, body: Callable[[int], Any], core_num: Any, reads: Iterable[Any], writes: Iterable[Any], deps: Any,
+    name: str,
+    body: Callable[[int], Any],
+    core_num: Any,
+    reads: Iterable[Any],
+    writes: Iterable[Any],
+    deps: Any,
     sync_start: bool = False,
 ) -> TaskId:
     """Submit a task of `core_num` blocks."""

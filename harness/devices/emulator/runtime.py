@@ -5,7 +5,7 @@ Scalar operators are in `scalars` and are reached through this module too, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,48 @@ from harness.devices.emulator.functions import KernelFunction, Parameter
 from harness.devices.emulator.machine import Machine, Region, fault, machine
 from harness.devices.emulator.ops.subscript import subscript_load, subscript_store
 from harness.devices.emulator.regions import (
-    TaskId, TaskIds, at, dispatch, inside, on_cube, spmd, split_aiv, submit as submit_task,
+    TaskId,
+    TaskIds,
+    at,
+    dispatch,
+    inside,
+    on_cube,
+    split_aiv,
+    spmd,
 )  # fmt: skip
+from harness.devices.emulator.regions import (
+    submit as submit_task,
+)
 from harness.devices.emulator.scalars import (  # rewritten code calls these as runtime.<name>
-    add, and_, eq, floordiv, fold_add, fold_floordiv, fold_mod, fold_mul, fold_sub, fold_truediv, ge, gt, host_floordiv, host_mod, invert, le, lshift, lt, make, mod, mul, ne, neg,
-    not_, or_, rshift, sub, truediv, truth,
+    add,
+    and_,
+    eq,
+    floordiv,
+    fold_add,
+    fold_floordiv,
+    fold_mod,
+    fold_mul,
+    fold_sub,
+    fold_truediv,
+    ge,
+    gt,
+    host_floordiv,
+    host_mod,
+    invert,
+    le,
+    lshift,
+    lt,
+    make,
+    mod,
+    mul,
+    ne,
+    neg,
+    not_,
+    or_,
+    rshift,
+    sub,
+    truediv,
+    truth,
 )  # fmt: skip
 from harness.devices.emulator.tasks import Task
 from harness.devices.emulator.values import Array, Scalar, Tensor, Tile, View, as_int, describe, scalar_dtype
@@ -396,7 +433,7 @@ def extent(value: Any, axis: int) -> int:
 __all__ = [
     "ALIAS", "CONSTRUCTS", "ENUMS", "UNASSIGNED", "Construct", "ParallelIds", "TaskId", "add", "and_", "at", "call",
     "carried", "cluster", "dynamic_extent", "dynamic_slice", "eq", "extent", "floordiv", "fold_add", "fold_floordiv",
-    "fold_mod", "fold_mul", "fold_sub", "fold_truediv", "ge", "gt", "host_floordiv", "host_mod", "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg",
-    "not_", "on_cube", "or_", "parallel_", "pipeline_", "range_", "release", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
-    "spmd", "spmd_submit", "sub", "submit", "truediv", "truth", "unroll_",
-]  # fmt: skip
+    "fold_mod", "fold_mul", "fold_sub", "fold_truediv", "ge", "gt", "host_floordiv", "host_mod", "invert", "item",
+    "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg", "not_", "on_cube", "or_", "parallel_",
+    "pipeline_", "range_", "release", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv", "spmd",
+"spmd_submit", "sub", "submit", "truediv", "truth", "unroll_", ]  # fmt: skip

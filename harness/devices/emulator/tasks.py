@@ -1,9 +1,10 @@
 """Tasks of one rank: what each waits for, and in which order they run (pypto_dsl.md 2.3).
 
-Schedule 0 runs a task where it is submitted. Any other schedule queues it and later runs a random task whose dependencies
-are done, so that every legal order can occur. Dependencies follow the runtime's rules: a task that reads a tensor waits for
-earlier registered writers of an overlapping region; one that writes it waits too, unless both stand in different iterations
-of a `pl.parallel`; readers are not waited for; in a manual scope only `deps=` counts and nothing is registered.
+Schedule 0 runs a task where it is submitted. Any other schedule queues it and later runs a random task whose
+dependencies are done, so that every legal order can occur. Dependencies follow the runtime's rules: a task that reads
+a tensor waits for earlier registered writers of an overlapping region; one that writes it waits too, unless both stand
+in different iterations of a `pl.parallel`; readers are not waited for; in a manual scope only `deps=`
+counts and nothing is registered.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Several ranks in one process: windows, signals, the dispatches of a host program (pypto_dsl.md section 4).
 
-Every rank is a fiber with a machine of its own. Ranks switch where they communicate; which one goes next is drawn by the
-schedule, so every interleaving can be replayed. Order between ranks comes from notify and wait only: a notify leaves what its
-unit knows at the cell, a wait that succeeds takes it up.
+Every rank is a fiber with a machine of its own. Ranks switch where they communicate; which one goes next is drawn by
+the schedule, so every interleaving can be replayed. Order between ranks comes from notify and wait only: a notify
+leaves what its unit knows at the cell, a wait that succeeds takes it up.
 """
 
 from __future__ import annotations
