@@ -82,11 +82,18 @@ def cases(op: Op, *, tags: Collection[str] = (), without: Collection[str] = ()) 
 
 @st.composite
 def situations(
-    draw: st.DrawFn, op: str, *, tags: Collection[str] = (), without: Collection[str] = (), names: Collection[str] = ()
+    draw: st.DrawFn,
+    op: str,
+    *,
+    tags: Collection[str] = (),
+    without: Collection[str] = (),
+    names: Collection[str] = (),
+    keep: Collection[str] = (),
 ) -> Situation:
     """Deployment, token count, sizes, constants, case and seed of an op, all of them possible: they load and draw.
 
     `tags` and `without` as in `cases`; `names`, if given, are the only cases. Raises ValueError if there is none.
+    `keep`: names of `specs.variations.AXES` that stay as in TINY, for a property that holds or is fast only there.
     """
     plain = load_op(op)
     _some(plain, _cases(plain, tags, without, names))
@@ -95,6 +102,7 @@ def situations(
         op,
         seeds=lambda: draw(seeds()),
         case=lambda sized: _cases(sized, tags, without, names),
+        vary=[name for name in AXES if name not in keep],
     )
 
 

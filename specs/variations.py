@@ -79,13 +79,21 @@ def model_config(choose: Choose) -> ModelConfig:
     return TINY.replace(**config_overrides(choose, fields))
 
 
-def situation(choose: Choose, op: str, *, seeds: Callable[[], int], case: Callable[[Op], Sequence[Case]]) -> Situation:
+def situation(
+    choose: Choose,
+    op: str,
+    *,
+    seeds: Callable[[], int],
+    case: Callable[[Op], Sequence[Case]],
+    vary: Sequence[str] = tuple(AXES),
+) -> Situation:
     """One point: deployment, token count, sizes, case, seed. Sizes that the op cannot do are given up one by one.
 
     `case`: the cases to choose from, once the sizes are known; if they leave none, the preset's sizes are taken.
+    `vary`: the axes that may differ from the preset.
     """
     deployment = choose(DEPLOYMENTS)
-    overrides = {"tokens": choose(TOKENS), **config_overrides(choose)} if choose((False, True, True)) else {}
+    overrides = {"tokens": choose(TOKENS), **config_overrides(choose, vary)} if choose((False, True, True)) else {}
     chosen = Situation(op, deployment=deployment, overrides=_changed(overrides))
     loaded, chosen = _possible(chosen)
     cases = case(loaded)

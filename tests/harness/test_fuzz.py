@@ -117,7 +117,7 @@ def test_replays_the_kept_example_first_and_forgets_it_once_it_passes(tmp_path, 
 @pytest.mark.parametrize(
     ("op", "before", "after"),
     [
-        ("gate", "TOKENS = 8", "TOKENS = 16"),
+        ("gate", "pl.mul(share, ROUTED_SCALING)", "share"),
         ("hc_pre", "pl.range(K_SLICES)", "pl.range(K_SLICES - 1)"),
         ("expert_shared", 'pl.INT32, mode="rint"', 'pl.INT32, mode="trunc"'),
     ],

@@ -154,6 +154,13 @@ def test_situations_keep_to_their_cases_whatever_the_sizes() -> None:
         drawn(strategies.situations("gate", names=("none",)), 1)
 
 
+def test_situations_keep_the_axes_that_they_are_told_to() -> None:
+    found = drawn(strategies.situations("hc_pre", keep=("hc_eps", "hidden_size")), 100)
+    varied = {name for situation in found for name, _ in situation.overrides}
+    assert not varied & {"hc_eps", "hidden_size"}
+    assert {"rms_norm_eps", "hc_sinkhorn_iters", "tokens"} <= varied
+
+
 def test_a_situation_names_its_inputs() -> None:
     situation = variations.Situation("rms_norm", overrides=(("hidden_size", 512), ("tokens", 16)), case="tiny", seed=3)
     first, second = situation.inputs(), situation.inputs()
