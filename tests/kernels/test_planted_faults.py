@@ -39,7 +39,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, overrides: Overrides) -> None:
 
 
 def test_the_list_is_long_and_covers_every_op() -> None:
-    assert len(FAULTS) >= 90
+    assert len(FAULTS) >= 160
     assert len({fault.id for fault in FAULTS}) == len(FAULTS)
     for op in all_ops():
         assert sum(fault.op == op for fault in FAULTS) >= 6, op
