@@ -333,6 +333,9 @@ def _fuzz(arguments: argparse.Namespace) -> int:
         fuzz.fuzz(plan, arguments.jobs, tallies, _fuzz_progress(plan.until, sys.stderr.isatty()))
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
     failures = [failure for tally in tallies.values() for failure in tally.failures]
     print(fuzz.table(tallies))
     for failure in failures:

@@ -8,12 +8,14 @@ of one file per op; the next session starts with what is kept there and forgets 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count, cycle
 from pathlib import Path
@@ -222,9 +224,10 @@ class Worker:
 
 
 class Database:
-    """Failing examples, one JSON object per line in `DIR/<op>.jsonl`, human-readable; the file is rewritten as a whole.
+    """Failing examples, one JSON object per line in `DIR/<op>.jsonl`, human-readable.
 
-    Entries of different kernels and tile sets live side by side: a session replays those of its own kernel.
+    A file is replaced as a whole, by one process at a time. Entries of different kernels and tile sets live side by
+    side: a session replays those of its own kernel.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -238,17 +241,30 @@ class Database:
         ]
 
     def add(self, run: Run) -> None:
-        """Keep an example."""
-        known = self._read(run.op)
-        if run not in known:
-            self._write(run.op, [*known, run])
+        """Keep an example. Raises UsageError when it cannot."""
+        with self._locked():
+            known = self._read(run.op)
+            if run not in known:
+                self._write(run.op, [*known, run])
 
     def forget(self, run: Run) -> None:
-        """Drop an example."""
-        known = self._read(run.op)
-        same = [other for other in known if (situation_of(other), other.schedule, _kernel(other)) != _identity(run)]
-        if len(same) < len(known):
-            self._write(run.op, same)
+        """Drop an example. Raises UsageError when it cannot."""
+        with self._locked():
+            known = self._read(run.op)
+            others = [other for other in known if _identity(other) != _identity(run)]
+            if len(others) < len(known):
+                self._write(run.op, others)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = open(self.directory / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - errors of opening only
+        except OSError as error:
+            raise UsageError(f"cannot write below {self.directory}: {error.strerror}") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed
+            yield
 
     def _path(self, op: str) -> Path:
         return self.directory / f"{op}.jsonl"
@@ -272,7 +288,6 @@ class Database:
     def _write(self, op: str, runs: Sequence[Run]) -> None:
         path = self._path(op)
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
             fresh.write_text("".join(json.dumps(run.as_dict()) + "\n" for run in runs), encoding="utf-8")
             fresh.replace(path)
@@ -316,18 +331,16 @@ def fuzz(plan: Plan, jobs: int, tallies: dict[str, Tally], progress: Progress) -
 
 
 def _fuzz_in_processes(plan: Plan, jobs: int, tallies: dict[str, Tally], progress: Progress) -> None:
-    """One op is with one process at a time, so that each file of the database has one writer."""
+    """As many batches at a time as there are processes, in the order of the turns."""
     context = multiprocessing.get_context("spawn")
     turns = _turns(plan.ops)
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(plan,)) as pool:
         pending: dict[Future[Tally], str] = {}
         try:
             while not _over(plan, tallies):
-                for op, start in turns:
-                    if len(pending) >= min(jobs, sum(not _spent(tally) for tally in tallies.values())):
-                        turns = _put_back(op, start, turns)
-                        break
-                    if op not in pending.values() and not _spent(tallies[op]):
+                while len(pending) < jobs:
+                    op, start = next(turns)
+                    if not _spent(tallies[op]):
                         pending[pool.submit(_work, op, start, _places(tallies[op]))] = op
                 done, _ = wait(pending, timeout=1.0, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -344,11 +357,6 @@ def _turns(ops: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Ops in turn, each with the number of its next example."""
     for number, op in enumerate(cycle(ops)):
         yield op, number // len(ops) * _BATCH
-
-
-def _put_back(op: str, start: int, turns: Iterator[tuple[str, int]]) -> Iterator[tuple[str, int]]:
-    yield op, start
-    yield from turns
 
 
 def _places(tally: Tally) -> frozenset[str]:

@@ -143,7 +143,8 @@ def test_processes_find_what_one_process_finds(tmp_path, capsys):
     kernel = planted(tmp_path, "rms_norm", 'pl.BF16, mode="rint"', 'pl.BF16, mode="trunc"')
     argv = ["fuzz", "rms_norm", "--minutes", "0.3", "-j", "2", "--kernel", kernel, "--database", str(tmp_path / "db")]
     assert main(argv) == 1
-    assert len(kept(tmp_path, "rms_norm")) == 1
+    assert "1 failures" in capsys.readouterr().out
+    assert kept(tmp_path, "rms_norm")  # each process may have found and kept its own example
 
 
 def test_an_interrupt_prints_the_summary_and_keeps_what_was_found(tmp_path, capsys, monkeypatch):
@@ -254,5 +255,5 @@ def test_the_database_keeps_each_example_once_and_per_kernel(tmp_path):
 
 def test_rejects_a_database_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write"):
+    with pytest.raises(UsageError, match="cannot write below"):
         fuzz.Database(tmp_path / "file" / "db").add(Run("gate"))
