@@ -47,6 +47,8 @@ def by_table(values: np.ndarray, table: np.ndarray, mode: str) -> np.ndarray:
         choice = np.where(beyond, np.where(away, len(table) - 1, len(table) - 2), choice)
         exact = exact & ~beyond
     choice = np.where(exact, low, choice)
+    if table[-1] == 65536.0:  # FP16: from 65520 on infinity in every mode (3.6, out of range)
+        choice = np.where(magnitude >= 65520.0, len(table) - 1, choice)
     return np.where(negative, choice | 0x8000, choice)
 
 

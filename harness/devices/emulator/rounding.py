@@ -19,6 +19,7 @@ MODES = ("none", "rint", "round", "floor", "ceil", "trunc", "odd")  # a mode's n
 
 _INT32_MAX = 2**31 - 1
 _FP16_INF = 0x7C00
+_FP32_65520 = 0x477FF000  # the bits of 65520, halfway between the largest half and 2^16
 
 
 def fp32(value: float) -> float:
@@ -106,7 +107,7 @@ def _fp32_to_fp16_nearest(x: Torch, mode: str) -> Torch:
 
 
 def fp32_to_fp16(x: Torch, mode: str) -> Torch:
-    """FP32 to FP16 with subnormals. `rint` and `round` give infinity from 65520 on; every NaN becomes 0x7E00."""
+    """FP32 to FP16 with subnormals. Infinity from 65520 on, in every mode; every NaN becomes 0x7E00."""
     if mode in ("rint", "round"):
         return _fp32_to_fp16_nearest(x.contiguous(), mode)
     bits = x.contiguous().view(torch.int32)
@@ -123,10 +124,10 @@ def fp32_to_fp16(x: Torch, mode: str) -> Torch:
     rest = pattern & ((one << shift) - 1)
     negative = bits < 0
     rounded = _carry(kept, rest, one << (shift - 1), negative, mode)
-    # A finite value beyond the largest half goes where its mode rounds: away from zero to infinity, else to 65504.
+    # From 65520 on infinity, whatever the mode (3.6, out of range); below that the mode decides.
     away = {"floor": negative, "ceil": ~negative}.get(mode, torch.zeros_like(negative))
-    limit = torch.where(away | (exponent == 0xFF), _FP16_INF, _FP16_INF - 1)
-    rounded = torch.minimum(rounded, limit.to(torch.int32))
+    rounded = torch.minimum(rounded, torch.where(away, _FP16_INF, _FP16_INF - 1).to(torch.int32))
+    rounded = torch.where(magnitude >= _FP32_65520, _FP16_INF, rounded)
     rounded = torch.where(x == x, rounded, 0x7E00)
     return (rounded | ((bits >> 16) & 0x8000)).to(torch.int16).view(torch.float16)
 
