@@ -383,7 +383,7 @@ def bad_mask(output: Output, rule: Rule, *, everything: bool = False) -> Tensor:
     """Bool mask of the bad elements of a failed output; of all that differ where a limit over all was broken."""
     actual, expected = output.actual, output.expected
     valid = torch.ones_like(expected, dtype=torch.bool) if output.valid is None else output.valid
-    bad = torch.zeros_like(valid)
+    bad = torch.zeros(expected.shape, dtype=torch.bool)  # zeros_like would keep the strides of a view
     flat = bad.view(-1)
 
     def marking(points: Points) -> tuple[Array, Array | float]:
