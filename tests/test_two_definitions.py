@@ -41,7 +41,7 @@ def on_emulator(op: str, *tiles: torch.Tensor, **options: object) -> torch.Tenso
 def fp32_patterns() -> torch.Tensor:
     """Every upper half of an FP32 pattern, with low halves below, at and above the ties of BF16 and FP16."""
     upper = np.arange(1 << 16, dtype=np.uint32) << 16
-    low = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x7FFF, 0x8000, 0x8001, 0xEFFF, 0xF000, 0xFFFF], dtype=np.uint32)
+    low = np.array([0, 1, 0x0FFF, 0x1000, 0x1001, 0x2000, 0x7FFF, 0x8000, 0x8001, 0xEFFF, 0xF000, 0xFFFF], np.uint32)
     return torch.from_numpy((upper[:, None] | low).astype(np.uint32).view(np.float32))
 
 

@@ -354,3 +354,16 @@ def test_labels_spell_the_whole_rule():
     assert EXACT.label == "bit-equal"
     assert TOPK.label == "top-k by keys, band 0.1; other rows equal"
     assert "1.5 flips of h_i8" in flip_comparator().label
+
+
+def test_names_the_bad_elements_of_a_transposed_output():
+    """A device may hand back a view; the explanation of a failure must cope with its strides."""
+    expected = torch.arange(12.0).reshape(3, 4).t()
+    actual = expected.clone()
+    actual[2, 1] += 1
+    judged = Exact().judge(Output(actual, expected))
+    assert judged.status == FAIL
+    assert judged.worst is not None
+    assert judged.worst.index == (2, 1)
+    assert judged.where
+
