@@ -5,8 +5,8 @@
         assert_same(trial.run(x=-trial["x"])["x_normed"], -trial.run()["x_normed"])
 
 `holds` makes a test of a body. Situations come from `specs.strategies`; a failure prints the command that draws the
-same inputs. `test_properties_can_fail.py` checks every property once more with `spoil` applied to the golden's outputs:
-there it must fail.
+same inputs. `test_properties_can_fail.py` checks every property once more with `spoil` applied to the outputs: there
+it must fail.
 """
 
 from __future__ import annotations
@@ -69,9 +69,11 @@ class Trial:
     def run(self, **changes: Any) -> Outputs:
         """The outputs with some inputs (of a golden also parameters) replaced; undefined elements are 0."""
         if self.subject == "kernel":
-            return kernel_outputs(self.op, {**self.inputs, **changes})
-        arguments = {**self.inputs, **self.op.parameters, **changes}
-        found = golden(self.op.name)(**arguments)
+            arguments = {**self.inputs, **changes}
+            found = kernel_outputs(self.op, arguments)
+        else:
+            arguments = {**self.inputs, **self.op.parameters, **changes}
+            found = golden(self.op.name)(**arguments)
         return found if self.spoil is None else self.spoil(found, arguments)
 
     def stages(self, **changes: Any) -> Outputs:
@@ -125,6 +127,7 @@ class Property:
     """A property as it was declared: for the test that it can fail."""
 
     name: str
+    subjects: tuple[str, ...]
     check: Callable[[str, Spoil | None], None]
     spoil: Spoil
 
@@ -166,8 +169,7 @@ def holds(
             check(subject)
 
         test.__name__, test.__doc__, test.__module__ = body.__name__, body.__doc__, body.__module__
-        if "golden" in on:
-            PROPERTIES.setdefault(op, []).append(Property(body.__name__, check, spoil))
+        PROPERTIES.setdefault(op, []).append(Property(body.__name__, tuple(on), check, spoil))
         return test
 
     return decorate
