@@ -1,7 +1,7 @@
 """Named generators for input tensors: frozen values with `draw(ctx, spec) -> Tensor`."""
 
 from specs.distributions.basic import Constant, Integers, Normal, Rows, Uniform, Values
-from specs.distributions.dense import ColumnQ8, Equal, HalfRead, PerToken, RopeRows
+from specs.distributions.dense import ColumnQ8, Equal, HalfRead, OneHot, PerToken, PooledNormal, RopeRows
 from specs.distributions.hyper import (
     CSA_LAYER8,
     FFN_LAYER0,
@@ -67,11 +67,13 @@ __all__ = [
     "MxFp4Weight",
     "MxFp8Weight",
     "Normal",
+    "OneHot",
     "OneRankBias",
     "OneRankTable",
     "OneSidedComb",
     "OutOfRangeTable",
     "PerToken",
+    "PooledNormal",
     "ReceivedQ8",
     "ReceivedRows",
     "RopeRows",

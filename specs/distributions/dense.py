@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from goldens.numerics.rope import rope_frequencies, rope_rows_at
+from specs.distributions.basic import normals, require_float
 from specs.distributions.quantised import Q8, Pair
 from specs.streams import DrawContext
 from specs.tensors import Distribution, TensorSpec
+
+GROUP = 32
+"""Consecutive elements that a large tensor takes from the pool together."""
+POOL_GROUPS = 1 << 16
+"""Groups in the pool; a tensor of no more groups than this has each of them drawn afresh."""
 
 
 @dataclass(frozen=True)
@@ -86,3 +94,37 @@ class HalfRead:
         out = self.base.draw(ctx, spec)
         out[..., spec.shape[-1] // 2 :] = torch.nan
         return out
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """A single 1 in each row of the last axis, in columns spread over the whole width."""
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Rows have different columns as long as there are no more rows than columns."""
+        rows, width = math.prod(spec.shape[:-1]), spec.shape[-1]
+        columns = torch.from_numpy(ctx.rng(spec.name).permutation(width))[torch.arange(rows) % width]
+        return torch.nn.functional.one_hot(columns, width).to(spec.dtype).view(spec.shape)
+
+
+@dataclass(frozen=True)
+class PooledNormal:
+    """std * N(0, 1) for tensors of any size.
+
+    Up to POOL_GROUPS groups of 32 every element is drawn afresh. Beyond, groups come from a pool of freshly drawn ones,
+    with replacement: every element keeps its distribution, and exact copies of a group occur in other places.
+    """
+
+    std: float
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """FP32, then the cast."""
+        require_float(self, spec)
+        elements = math.prod(spec.shape)
+        if elements <= POOL_GROUPS * GROUP or elements % GROUP:
+            return normals(ctx, spec.name, spec.shape).mul_(self.std).to(spec.dtype)
+        pool = normals(ctx, spec.name, (POOL_GROUPS, GROUP)).mul_(self.std).to(spec.dtype)
+        groups = elements // GROUP
+        raw = ctx.rng(f"{spec.name}_groups").bit_generator.random_raw(-(-groups // 4))  # 4 indices of 16 bits each
+        chosen = raw.astype("<u8", copy=False).view("<u2")[:groups].astype(np.int32)
+        return pool.view(torch.int64).index_select(0, torch.from_numpy(chosen)).view(spec.dtype).view(spec.shape)

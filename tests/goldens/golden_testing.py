@@ -160,6 +160,12 @@ def qkv_proj_rope_inputs(seed=0, t=5, rope=8):
     return tensors, {"rms_eps": RMS_EPS}
 
 
+def lm_head_inputs(seed=0, t=5, tp=2):
+    draw = Draw(seed)
+    hidden = draw.normal(tp, t, D, std=0.1, dtype=torch.bfloat16)
+    return {"hidden_states": hidden, "lm_head_weight": draw.normal(tp, VOCAB, D, std=0.1, dtype=torch.bfloat16)}, {}
+
+
 INPUTS = {
     "rms_norm": rms_norm_inputs,
     "hc_pre": hc_pre_inputs,
@@ -170,6 +176,7 @@ INPUTS = {
     "hc_head": hc_head_inputs,
     "mtp_projection": mtp_projection_inputs,
     "qkv_proj_rope": qkv_proj_rope_inputs,
+    "lm_head": lm_head_inputs,
 }
 
 

@@ -63,7 +63,7 @@ def test_flash_case_draws_what_is_declared(name: str, case: str) -> None:
     assert_declared(op, op.inputs(case))
 
 
-@pytest.mark.parametrize("name", sorted(set(all_ops()) - {"expert_routed"}))  # whose weights have 3 GB
+@pytest.mark.parametrize("name", sorted(set(all_ops()) - {"expert_routed", "lm_head"}))  # 3 and 2 GB of weights
 @pytest.mark.slow  # the sizes that the reference never runs; run with -m slow
 def test_pro_default_draws_what_is_declared(name: str) -> None:
     op = load_op(name, "pro")

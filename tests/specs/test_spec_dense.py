@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from goldens.numerics.rope import build_rope_tables
+from specs.distributions.dense import GROUP, POOL_GROUPS
 from specs.errors import SpecError
 from specs.registry import load_op
 
@@ -29,6 +30,10 @@ def taps_of(name: str, case: str, preset: str = "tiny", where: str = "decode") -
         ("qkv_proj_rope", {"tokens": 12}, "T = 12 is no multiple of 8"),
         ("qkv_proj_rope", {"tokens": 24}, "T = 24 is more than 16"),
         ("qkv_proj_rope", {"q_lora_rank": 100}, "Q_LORA = 100 is no multiple of 32"),
+        ("lm_head", {"tokens": 24}, "T = 24 is more than 16"),
+        ("lm_head", {"vocab_size": 1000}, "VOCAB = 1000 is no multiple of 32"),
+        ("lm_head", {"tp_size": 16}, "tp_size is 16, expected 2, 4 or 8"),
+        ("lm_head", {"hidden_size": 320}, "D = 320 is no multiple of 128"),
         ("hc_head", {"hidden_size": 320}, "HC_DIM = 1280 is no multiple of 512"),
     ],
 )
@@ -188,3 +193,53 @@ def test_qkv_proj_rope_half_read_leaves_the_unread_half_without_a_value() -> Non
     inputs, seen = taps_of("qkv_proj_rope", "half_read")
     assert inputs["rope_cos"][:, 32:].isnan().all()
     assert seen["q"].isfinite().all()
+
+
+# lm_head
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_lm_head_has_a_shard_for_every_rank(world: int) -> None:
+    op = load_op("lm_head", tp_size=world)
+    inputs = op.inputs()
+    assert op.world == world
+    assert inputs["lm_head_weight"].shape == (world, 1024 // world, 256)
+    assert op.golden(inputs)["logits"].shape == (world, 8, 1024)
+    assert len(inputs["hidden_states"].flatten(0, 1).unique(dim=0)) == world * 8
+
+
+def test_lm_head_silent_ranks_and_shards_are_every_other_one() -> None:
+    _, seen = taps_of("lm_head", "silent_ranks")
+    assert not seen["logits"][1].any()
+    assert seen["logits"][0].all()
+    _, seen = taps_of("lm_head", "silent_shards")
+    assert not seen["logits"][..., :512].any()
+    assert seen["logits"][..., 512:].all()
+
+
+def test_lm_head_one_hot_rows_read_the_weight() -> None:
+    inputs, seen = taps_of("lm_head", "one_hot", where="prefill")
+    hidden = inputs["hidden_states"].flatten(0, 1)
+    assert (hidden.sum(dim=1) == 1).all()
+    columns = hidden.float().argmax(dim=1)
+    assert len(columns.unique()) == 256  # every column of the weight is read once
+    wanted = inputs["lm_head_weight"].flatten(0, 1).t()[columns].float()
+    assert torch.equal(seen["logits"].flatten(0, 1), wanted)
+
+
+def test_pooled_normals_have_the_moments_of_normal_ones_and_different_rows() -> None:
+    op = load_op("lm_head", vocab_size=16384)
+    spec = next(s for s in op.inputs_spec if s.name == "lm_head_weight")
+    assert spec.shape[0] * spec.shape[1] * spec.shape[2] > POOL_GROUPS * GROUP  # type: ignore[union-attr]
+    weight = op.input("lm_head_weight").double() * 16
+    flat = weight.flatten()
+    n = flat.numel() ** 0.5
+    assert abs(float(flat.mean())) < 5 * 2 / n  # twice the deviation: the pool itself has one
+    assert float(flat.var()) == pytest.approx(1.0, abs=5 * 2 * 2**0.5 / n + 1e-3)  # BF16 rounds
+    assert float((flat**4).mean()) == pytest.approx(3.0, abs=0.05)
+    rows = weight.flatten(0, 1)
+    assert len(rows.unique(dim=0)) == len(rows)
+    together = rows[1:] * rows[:-1]
+    assert abs(float(together.mean())) < 5 * 2 / n
+    groups = flat.view(-1, GROUP)[:, 0].unique()
+    assert len(groups) > 1000
