@@ -11,8 +11,6 @@ from goldens.numerics.matmul import fp32_matmul
 
 STAGES = ("logits",)
 
-_IDS = 1024  # vocabulary rows worked on at a time, for speed alone: widened to FP64 they stay in the cache
-
 
 def lm_head(
     hidden_states: Tensor, lm_head_weight: Tensor, *, taps: dict[str, Tensor] | None = None
@@ -27,12 +25,7 @@ def lm_head(
     tp, t, d = expect("lm_head: hidden_states", hidden_states, (None, None, None), torch.bfloat16)
     _, v, _ = expect("lm_head: lm_head_weight", lm_head_weight, (tp, None, d), torch.bfloat16)
 
-    rows = hidden_states.reshape(tp * t, d)
-    logits = torch.empty(tp * t, tp * v)
-    columns = torch.split(logits, _IDS, dim=1)
-    for out, ids in zip(columns, torch.split(lm_head_weight.reshape(tp * v, d), _IDS), strict=True):
-        out.copy_(fp32_matmul(rows, ids))
-    logits = logits.view(tp, t, tp * v)
+    logits = fp32_matmul(hidden_states.reshape(tp * t, d), lm_head_weight.reshape(tp * v, d)).view(tp, t, tp * v)
 
     if taps is not None:
         taps.update(logits=logits)

@@ -10,6 +10,7 @@ from torch import Tensor
 from goldens.numerics.exact import rounded_sums, settle
 
 _SPAN = 1024  # columns of K at a time: a short sum has a small error bound, and its FP64 operands stay in the cache
+_COLUMNS = 256  # rows of b_t at a time, for the same cache
 _BLOCK = 256  # doubtful dot products settled at a time; bounds the memory
 
 
@@ -72,21 +73,26 @@ def _fp64_products(a: Tensor, b_t: Tensor) -> Tensor:
     """FP64 [..., M, N], a span of K after the other. The operands are widened into buffers that stay in the cache."""
     m, n, k = a.shape[-2], b_t.shape[-2], a.shape[-1]
     total = torch.zeros(*a.shape[:-2], m, n, dtype=torch.float64)
-    left, right, product = (torch.empty(size, dtype=torch.float64) for size in (m * _SPAN, n * _SPAN, m * n))
+    at_once = min(n, _COLUMNS)
+    left, right, product = (torch.empty(s, dtype=torch.float64) for s in (m * _SPAN, at_once * _SPAN, m * at_once))
     batch = math.prod(a.shape[:-2])
     matrices = zip(total.view(batch, m, n), a.reshape(batch, m, k), b_t.reshape(batch, n, k), strict=True)
     for sums, x, y in matrices:
         for x_span, y_span in zip(torch.split(x, _SPAN, dim=1), torch.split(y, _SPAN, dim=1), strict=True):
             width = x_span.shape[1]
             wide_x = left[: m * width].view(m, width).copy_(x_span)
-            wide_y = right[: n * width].view(n, width).copy_(y_span)
-            sums += torch.mm(wide_x, wide_y.t(), out=product.view(m, n))
+            for out, part in zip(torch.split(sums, _COLUMNS, dim=1), torch.split(y_span, _COLUMNS), strict=True):
+                rows = part.shape[0]
+                wide_y = right[: rows * width].view(rows, width).copy_(part)
+                out += torch.mm(wide_x, wide_y.t(), out=product[: m * rows].view(m, rows))
     return total
 
 
 def _norm(x: Tensor) -> Tensor:
     """Upper bounds of the Euclidean norms of the rows, FP64 [..., 1]."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).double()
+    parts = torch.split(x, _COLUMNS, dim=-2)  # torch widens a whole operand before it sums
+    norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=torch.float32) for part in parts]
+    norm = torch.cat(norms, dim=-2).double()
     # Far from the ends of FP32's range the FP32 sum is good to K u; elsewhere its squares may vanish or overflow.
     unsafe = ~((norm > 2.0**-40) & (norm < 2.0**60))
     if bool(unsafe.any()):

@@ -36,9 +36,9 @@ def op(*names: str, where: str = KERNEL) -> Callable[[Function], Function]:
         def checked(*args: Any, **kwargs: Any) -> Any:
             region = machine().region
             if where is KERNEL and region is None:
-                raise fault(f"misplaced operation: pl.{names[0]} belongs inside pl.at, pl.spmd or an incore function", "GG312")
+                raise fault(f"misplaced operation: pl.{names[0]} belongs inside pl.at, pl.spmd or incore", "GG312")
             if where is ORCHESTRATION and region is not None:
-                raise fault(f"misplaced operation: pl.{names[0]} belongs to orchestration, not inside a kernel region", "GG312")
+                raise fault(f"misplaced operation: pl.{names[0]} belongs to orchestration, not into a region", "GG312")
             return function(*args, **kwargs)
 
         checked.__goldengate_op__ = True  # type: ignore[attr-defined]  # the front end accepts calls of marked names

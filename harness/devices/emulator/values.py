@@ -38,7 +38,10 @@ def poison(count: int, dtype: DType) -> Torch:
 class Storage:
     """A flat buffer of one element type with its taint. Its memory is never replaced, so views of it stay valid."""
 
-    __slots__ = ("_data", "computed", "dead", "dtype", "ledger", "name", "readers", "readonly", "shadow", "space", "taint", "writers")
+    __slots__ = (
+        "_data", "computed", "dead", "dtype", "ledger", "name", "readers", "readonly", "shadow", "space", "taint",
+        "writers",
+    )  # fmt: skip
 
     def __init__(self, data: Torch, dtype: DType, name: str, space: str) -> None:
         self._data = data

@@ -28,8 +28,8 @@ from harness.devices.emulator.ops import (
 from harness.devices.emulator.optable import OPS
 
 __all__ = [
-    "absent", "bitwise", "cast", "compare", "create", "cube", "distributed", "elementwise", "expand", "gather", "memory",
-    "minmax", "namespace", "prefetch", "reduce", "scatter", "shape", "sort", "subscript",
+    "absent", "bitwise", "cast", "compare", "create", "cube", "distributed", "elementwise", "expand", "gather",
+    "memory", "minmax", "namespace", "prefetch", "reduce", "scatter", "shape", "sort", "subscript",
 ]  # fmt: skip
 
 

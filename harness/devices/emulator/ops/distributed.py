@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-
 import torch
 
 from harness.devices.emulator.dtypes import INT32
@@ -68,7 +67,9 @@ def _region(
     return start, extents
 
 
-def _copy(dst: Tensor, dst_offsets: object, src: Tensor, src_offsets: object, shape: object, name: str, add: bool) -> None:
+def _copy(
+    dst: Tensor, dst_offsets: object, src: Tensor, src_offsets: object, shape: object, name: str, add: bool
+) -> None:
     to, to_shape = _region(dst, dst_offsets, shape, name, "dst")
     start, extents = _region(src, src_offsets, shape, name, "src")
     if to_shape != extents or dst.dtype is not src.dtype:
