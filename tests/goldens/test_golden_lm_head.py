@@ -39,7 +39,7 @@ def test_the_vocabulary_may_be_sharded_over_any_world():
     vocabulary = torch.randn(8 * 300, D, generator=draw).bfloat16()
     whole = [
         lm_head.lm_head(rows[:tp].contiguous(), vocabulary.view(tp, -1, D))[OUT][0] for tp in (2, 4, 8)
-    ]  # 2400 ids: more than two blocks of 1024 and a shorter one
+    ]  # 2400 ids: blocks of 256 and a shorter one
     assert_same_bits(whole[1], whole[0])
     assert_same_bits(whole[2], whole[0])
 
