@@ -313,9 +313,11 @@ def fuzz(plan: Plan, jobs: int, tallies: dict[str, Tally], progress: Progress) -
     is left alone. `progress(tallies, op)` is called after every batch. Raises UsageError, and KernelRefused for a
     kernel that the front end refuses at the plain sizes.
     """
+    begun = time.time()
     worker = Worker(plan)
     for op in plan.ops:
         load_kernel(worker.session.device, replace(plan.common, op=op), load_op(op))
+    plan = worker.plan = replace(plan, until=plan.until + time.time() - begun)  # loading is not fuzzing
     for op in plan.ops:
         worker.replay(op, tallies.setdefault(op, Tally()))
         progress(tallies, op)
