@@ -16,7 +16,7 @@ from goldens.numerics.quant import quantize_rows
 from goldens.numerics.reduce import row_sum
 
 STAGES = (
-    "sum_squares", "inv_rms", "x_norm", "x_norm_i8", "x_norm_scale", "logits", "score", "biased", "indices",
+    "sum_squares", "inv_rms", "normed", "x_norm", "x_norm_i8", "x_norm_scale", "logits", "score", "biased", "indices",
     "selected", "weights",
 )  # fmt: skip
 
@@ -34,8 +34,8 @@ def _inverse_rms(sum_squares: Tensor, d: int, rms_eps: float) -> Tensor:
 
 
 def _norm(x: Tensor, inv_rms: Tensor, norm_w: Tensor) -> Tensor:
-    """Step 3: (x * inv) * w, two FP32 roundings, then BF16 RNE. What follows uses the BF16 values. [T, D]"""
-    return (x * inv_rms).mul_(norm_w).to(torch.bfloat16)
+    """Step 3 before its last rounding: (x * inv) * w, two FP32 roundings. [T, D]"""
+    return (x * inv_rms).mul_(norm_w)
 
 
 def _score(logits: Tensor) -> Tensor:
@@ -138,7 +138,8 @@ def gate(
     x[_normed_rows(active, t) :] = 0.0
     sum_squares = row_sum(x * x)
     inv_rms = _inverse_rms(sum_squares, d, rms_eps)
-    x_norm = continued(given, "gate", "x_norm", _norm(x, inv_rms, norm_w.float()))
+    normed = _norm(x, inv_rms, norm_w.float())
+    x_norm = continued(given, "gate", "x_norm", normed.to(torch.bfloat16))  # RNE; what follows uses the BF16 values
     x_norm_i8, scale = quantize_rows(x_norm.float())  # step 4
     logits = fp32_matmul(x_norm, gate_w)  # step 5
     score = _score(logits)
@@ -155,7 +156,7 @@ def gate(
 
     if taps is not None:
         taps.update(
-            sum_squares=sum_squares, inv_rms=inv_rms, x_norm=x_norm, x_norm_i8=x_norm_i8,
+            sum_squares=sum_squares, inv_rms=inv_rms, normed=normed, x_norm=x_norm, x_norm_i8=x_norm_i8,
             x_norm_scale=x_norm_scale, logits=logits, score=score, biased=biased, indices=indices,
             selected=selected, weights=weights,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from goldens.checks import expect
 from goldens.numerics.elementary import inverse_sqrt
 from goldens.numerics.reduce import row_sum
 
-STAGES = ("mean_square", "inv_rms", "x_normed")
+STAGES = ("mean_square", "inv_rms", "scaled", "x_normed")
 
 
 def _mean_square(x: Tensor) -> Tensor:
@@ -23,8 +23,8 @@ def _inverse_rms(mean_square: Tensor, rms_eps: float) -> Tensor:
 
 
 def _scaled(x: Tensor, inv_rms: Tensor, norm_w: Tensor) -> Tensor:
-    """Step 5: (x * inv) * w in this order, two FP32 roundings, then BF16 RNE. [T, D]"""
-    return (x * inv_rms).mul_(norm_w).to(torch.bfloat16)
+    """Step 5 before its last rounding: (x * inv) * w in this order, two FP32 roundings. [T, D]"""
+    return (x * inv_rms).mul_(norm_w)
 
 
 def rms_norm(x: Tensor, norm_w: Tensor, *, rms_eps: float, taps: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -39,8 +39,9 @@ def rms_norm(x: Tensor, norm_w: Tensor, *, rms_eps: float, taps: dict[str, Tenso
     wide = x.float()
     mean_square = _mean_square(wide)
     inv_rms = _inverse_rms(mean_square, rms_eps)
-    x_normed = _scaled(wide, inv_rms, norm_w.float())
+    scaled = _scaled(wide, inv_rms, norm_w.float())
+    x_normed = scaled.to(torch.bfloat16)  # RNE
 
     if taps is not None:
-        taps.update(mean_square=mean_square, inv_rms=inv_rms, x_normed=x_normed)
+        taps.update(mean_square=mean_square, inv_rms=inv_rms, scaled=scaled, x_normed=x_normed)
     return {"x_normed": x_normed}

@@ -200,7 +200,11 @@ class Ulp(Comparator):
     of the rows (at least one row) may break the rule if one code off by one explains it. Such a flip moves the row by
     d = 1 / norm of its codes, relative to its norm; rounding to the dtype turns a move below its spacing into rare
     whole steps, so the relative L2 error r is held to r^2 <= (c d)^2 + c d eps/2, c = `flip_limit`.
-    Contract: dense.md 3, hc_gate_experts.md 1.5 and 4.5.
+    `near_stage` names the stage that was rounded to give this output. An element one step apart is no difference
+    where that stage lies within `near` (relative) of the boundary between the two values: a last bit of a factor that
+    a whole row shares carries every element of the row with one significand across it together. That happens to few
+    rows: to a share `near_rows`, at least two. A wrong rounding mode does it to all.
+    Contract: dense.md 3 and 4.5, hc_gate_experts.md 1.5 and 4.5.
     """
 
     kind: ClassVar[str] = "ulp"
@@ -212,9 +216,14 @@ class Ulp(Comparator):
     flip_codes: str | None = None
     flip_limit: float | None = None
     flip_rows: float | None = None
+    near_stage: str | None = None
+    near: float | None = None
+    near_rows: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len({self.near_stage is None, self.near is None, self.near_rows is None}) != 1:
+            raise ValueError("near_stage, near and near_rows stand together")
         if len({self.flip_codes is None, self.flip_limit is None, self.flip_rows is None}) != 1:
             raise ValueError("flip_codes, flip_limit and flip_rows stand together")
 
@@ -225,13 +234,15 @@ class Ulp(Comparator):
             parts[0] += f" or {self.atol_rms:g} row RMS"
         parts.append(f"differing {_budget(self.differing_fraction, self.differing_points)}")
         parts += _bias_label(self.bias_z)
+        if self.near_stage is not None:
+            parts.append(f"{self.near_rows:.2%} of rows, at least 2: {self.near_stage} within {self.near:g} of a boundary")
         if self.flip_codes is not None:
             parts.append(f"{self.flip_rows:.2%} of rows, at least 1: {self.flip_limit:g} flips of {self.flip_codes}")
         return _labelled(", ".join(parts), self.nonfinite)
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return () if self.flip_codes is None else (self.flip_codes,)
+        return tuple(name for name in (self.flip_codes, self.near_stage) if name is not None)
 
     def rule(self, output: Output) -> Rule:
         if not self.atol_rms:
@@ -255,13 +266,34 @@ class Ulp(Comparator):
 
     def judge(self, output: Output) -> Judgement:
         judged = super().judge(output)
-        if judged.status != FAIL or judged.metrics is None or self.flip_codes is None:
+        if judged.status != FAIL or judged.metrics is None or not self.stages:
             return judged
         if judged.metrics.undefined or judged.metrics.nonfinite_bad:
             return judged
-        valid = self._without_flipped_rows(output, output.stages[self.flip_codes])
+        valid = output.valid
+        if self.near_stage is not None:
+            valid = self._without_boundary_cases(output, output.stages[self.near_stage])
+        if self.flip_codes is not None:
+            valid = self._without_flipped_rows(replace(output, valid=valid), output.stages[self.flip_codes])
         spared = super()._judge(replace(output, valid=valid), self.rule(output))
         return replace(judged, status=PASS, reason="", worst=None, where=()) if spared.status != FAIL else judged
+
+    def _without_boundary_cases(self, output: Output, rounded: Tensor) -> Tensor:
+        """The valid mask, less the elements one step apart whose boundary the rounded stage all but touches, in as
+        many rows as the budget has."""
+        assert self.near is not None
+        assert self.near_rows is not None
+        actual, expected, stage = output.actual.double(), output.expected.double(), rounded.double()
+        eps = torch.finfo(output.expected.dtype).eps
+        one_step = (actual != expected) & ((actual - expected).abs() <= eps * torch.maximum(actual.abs(), expected.abs()))
+        touching = (stage - (actual + expected) / 2).abs() <= self.near * stage.abs()
+        valid = torch.ones_like(one_step) if output.valid is None else output.valid
+        width = expected.shape[-1]
+        cases = (one_step & touching & valid).reshape(-1, width)
+        allowed = budget(self.near_rows, 2, int(valid.reshape(-1, width).any(dim=1).sum()))
+        rows = torch.argsort(cases.sum(dim=1), descending=True, stable=True)
+        cases[rows[allowed:]] = False
+        return valid & ~cases.reshape(expected.shape)
 
     def _without_flipped_rows(self, output: Output, codes: Tensor) -> Tensor:
         """The valid mask, less the most differing rows that one flipped code explains, within their budget."""

@@ -367,3 +367,42 @@ def test_names_the_bad_elements_of_a_transposed_output():
     assert judged.worst.index == (2, 1)
     assert judged.where
 
+
+
+def boundary_case(rows: int):
+    """32 rows of 64 equal elements just below a BF16 boundary; the device carries the first `rows` across it."""
+    stage = torch.full((32, 64), 1.00390625 * (1 - 2.0**-22), dtype=torch.float32)
+    expected = stage.to(torch.bfloat16)
+    actual = expected.clone()
+    actual[:rows] = torch.tensor(1.0078125, dtype=torch.bfloat16)
+    return actual, expected, {"scaled": stage}
+
+
+def near(limit: float = 1.3e-6) -> Ulp:
+    return Ulp(
+        max_ulp=1, atol_rms=0.0, differing_fraction=0.0, differing_points=0,
+        near_stage="scaled", near=limit, near_rows=0.0625,
+    )  # fmt: skip
+
+
+def test_accepts_whole_rows_that_a_last_bit_carries_across_a_boundary():
+    actual, expected, stages = boundary_case(2)
+    assert near().judge(Output(actual, expected, stages=stages)).status == PASS
+
+
+def test_rejects_such_rows_beyond_their_budget():
+    """A wrong rounding mode looks the same in one row, but does it to all."""
+    actual, expected, stages = boundary_case(3)
+    judged = near().judge(Output(actual, expected, stages=stages))
+    assert judged.status == FAIL
+    assert "differing 192 of 2048" in judged.reason
+
+
+def test_rejects_a_step_whose_stage_is_not_near_the_boundary():
+    actual, expected, stages = boundary_case(2)
+    assert near(1e-7).judge(Output(actual, expected, stages=stages)).status == FAIL
+
+
+def test_rejects_a_near_stage_without_its_limits():
+    with pytest.raises(ValueError, match="stand together"):
+        Ulp(max_ulp=1, atol_rms=0.0, differing_fraction=0.0, differing_points=0, near_stage="scaled")

@@ -109,7 +109,9 @@ def test_rejects_whatever_the_reference_rejects(op, output):
     expected = golden(op, output, generator)
     rows = expected.shape[0]
     codes = (22 * torch.randn(rows, I, generator=generator)).round().clamp(-127, 127).to(torch.int8)
-    stages = {"h_i8": codes, "codes": codes}
+    # The unrounded norm: at most half a step from the output, on either side.
+    unrounded = expected.float() * (1 + (torch.rand(expected.shape, generator=generator) - 0.5) * 2.0**-8)
+    stages = {"h_i8": codes, "codes": codes, "normed": unrounded, "scaled": unrounded}
     rejected = 0
     for name, actual in errors(expected, generator):
         if not REFERENCE[op, output](actual, expected):
