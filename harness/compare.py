@@ -235,7 +235,8 @@ class Ulp(Comparator):
         parts.append(f"differing {_budget(self.differing_fraction, self.differing_points)}")
         parts += _bias_label(self.bias_z)
         if self.near_stage is not None:
-            parts.append(f"{self.near_rows:.2%} of rows, at least 2: {self.near_stage} within {self.near:g} of a boundary")
+            near = f"{self.near_stage} within {self.near:g} of a boundary"
+            parts.append(f"{self.near_rows:.2%} of rows, at least 2: {near}")
         if self.flip_codes is not None:
             parts.append(f"{self.flip_rows:.2%} of rows, at least 1: {self.flip_limit:g} flips of {self.flip_codes}")
         return _labelled(", ".join(parts), self.nonfinite)
@@ -285,7 +286,8 @@ class Ulp(Comparator):
         assert self.near_rows is not None
         actual, expected, stage = output.actual.double(), output.expected.double(), rounded.double()
         eps = torch.finfo(output.expected.dtype).eps
-        one_step = (actual != expected) & ((actual - expected).abs() <= eps * torch.maximum(actual.abs(), expected.abs()))
+        size = torch.maximum(actual.abs(), expected.abs())
+        one_step = (actual != expected) & ((actual - expected).abs() <= eps * size)
         touching = (stage - (actual + expected) / 2).abs() <= self.near * stage.abs()
         valid = torch.ones_like(one_step) if output.valid is None else output.valid
         width = expected.shape[-1]
