@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from property_testing import PROPERTIES, Property
 
-OPS = sorted(path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py"))
-OPS.remove("properties_can_fail")
+OPS = sorted(path.stem.removeprefix("test_properties_") for path in Path(__file__).parent.glob("test_properties_*.py"))
+OPS.remove("can_fail")
 for _op in OPS:
-    importlib.import_module(f"test_{_op}")
+    importlib.import_module(f"test_properties_{_op}")
 
 
 def declared(subject: str) -> list[object]:
