@@ -94,7 +94,8 @@ def test_a_complete_script_can_fail(
 
 @pytest.mark.parametrize("schedule", [0, 7])
 @pytest.mark.parametrize("path", sorted(COMPLETE.glob("*.py")), ids=lambda p: p.stem)
-def test_a_complete_script_runs(path: Path, schedule: int, capsys) -> None:
+def test_a_complete_script_runs(path: Path, schedule: int, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a script saves its data below the current directory
     assert cli.main(["run-file", "--schedule", str(schedule), str(path), "--", "-p", "a2a3sim"]) == 0
     printed = capsys.readouterr().out
     assert f"answered by the goldengate emulator, schedule {schedule}" in printed
