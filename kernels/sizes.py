@@ -3,7 +3,7 @@
 The front end resolves names in a kernel body from the globals of the kernel's module, so sizes are plain
 numbers. The loader of the harness executes a kernel file once per configuration in a fresh module and binds
 a fresh copy of this one, with other values, to the name `kernels.sizes`. Symbols are those of
-contracts/dense.md, section 1.
+contracts/dense.md, section 1, and decode_attention.md, section 0.
 """
 
 # Model
@@ -26,8 +26,22 @@ HEAD_DIM = 512
 ROPE_DIM = 64
 NOPE_DIM = HEAD_DIM - ROPE_DIM
 Q_LORA = 1024
+O_LORA = 1024
+O_GROUPS = 8
+O_GROUP_IN = N_HEADS * HEAD_DIM // O_GROUPS
+WIN = 128
+SOFTMAX_SCALE = 512**-0.5
+IDX_N_HEADS = 64
+IDX_HEAD_DIM = 128
+IDX_NOPE_DIM = IDX_HEAD_DIM - ROPE_DIM
+IDX_TOPK = 512
+IDX_WEIGHTS_SCALE = 128**-0.5 * 64**-0.5
+MAX_SEQ_LEN = 16384
+SCORE_LEN = MAX_SEQ_LEN // 4
 
 # Deployment
+B = 8
+S = 1
 T = 8
 T_MAX = 128
 EP_WORLD_SIZE = 8
@@ -35,6 +49,21 @@ N_LOCAL = N_EXPERTS // EP_WORLD_SIZE
 RECV_MAX = EP_WORLD_SIZE * T
 TP_SIZE = 2
 VOCAB_PER_TP = VOCAB // TP_SIZE
+
+# Pages of the decode pools: MAX_BLOCKS columns of a request's block table, BLOCK_NUM pages of the whole pool
+BLOCK_SIZE = 128
+ORI_MAX_BLOCKS = 1
+ORI_BLOCK_NUM = 8
+CMP_MAX_BLOCKS = 32
+CMP_BLOCK_NUM = 256
+IDX_MAX_BLOCKS = 64
+IDX_BLOCK_NUM = 512
+STATE4_PAGE = 4
+STATE4_MAX_BLOCKS = 4096
+STATE4_BLOCK_NUM = 520
+STATE128_PAGE = 8
+STATE128_MAX_BLOCKS = 2048
+STATE128_BLOCK_NUM = 512
 
 # INT8 quantisation and masking
 INT8_SCALE_MAX = 127.0

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 import specs.ops
 from specs.errors import SpecError, unknown
 from specs.model import DEPLOYMENTS, PRESETS, TOKENS_MAX, Deployment, ModelConfig
+from specs.paging import BLOCK_SIZE, STATE4_PAGE, STATE128_PAGE, paging
 from specs.streams import DrawContext
 from specs.tensors import Distribution, Number, ScalarSpec, TensorSpec
 
@@ -57,6 +58,11 @@ def all_defined(op: Op, inputs: Inputs) -> Masks:
     return {spec.name: None for spec in op.outputs}
 
 
+def no_pools(op: Op, inputs: Inputs) -> Masks:
+    """The mapping of an op that has no paged pools."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Op:
     """One op for one configuration: its signature, its cases, its inputs, its golden.
@@ -67,6 +73,7 @@ class Op:
     kernel       the shipped kernel file, whose entry function has the op's name
     parameters   keyword-only model parameters of the golden
     validity     (op, inputs) -> masks, for `valid`
+    mapping      (op, inputs) -> masks, for `mapped`
     world        ranks of a host program; 1 for a kernel of one chip
     """
 
@@ -77,6 +84,7 @@ class Op:
     cases: tuple[Case, ...]
     parameters: Mapping[str, Number] = field(default_factory=dict)
     validity: Callable[[Op, Inputs], Masks] = all_defined
+    mapping: Callable[[Op, Inputs], Masks] = no_pools
     world: int = 1
 
     def __post_init__(self) -> None:
@@ -170,6 +178,13 @@ class Op:
         """Per output a bool mask of its shape, True where the contract defines the element; None: all are."""
         return self.validity(self, inputs)
 
+    def mapped(self, inputs: Inputs) -> Masks:
+        """Per paged pool or state among the outputs a bool mask of its shape, True where this call may write.
+
+        Every other element must keep its bits.
+        """
+        return self.mapping(self, inputs)
+
     def check_inputs(self, inputs: Inputs) -> None:
         """Raise SpecError unless `inputs` has the declared names, each of the declared dtype and shape."""
         declared = {spec.name: spec for spec in self.inputs_spec}
@@ -254,6 +269,20 @@ def kernel_sizes(config: ModelConfig, deployment: Deployment) -> Mapping[str, in
             "ROPE_DIM": config.qk_rope_head_dim,
             "NOPE_DIM": config.nope_head_dim,
             "Q_LORA": config.q_lora_rank,
+            "O_LORA": config.o_lora_rank,
+            "O_GROUPS": config.o_groups,
+            "O_GROUP_IN": config.o_group_in,
+            "WIN": config.sliding_window,
+            "SOFTMAX_SCALE": config.softmax_scale,
+            "IDX_N_HEADS": config.index_n_heads,
+            "IDX_HEAD_DIM": config.index_head_dim,
+            "IDX_NOPE_DIM": config.index_nope_head_dim,
+            "IDX_TOPK": config.index_topk,
+            "IDX_WEIGHTS_SCALE": config.index_weights_scale,
+            "MAX_SEQ_LEN": config.max_position_embeddings,
+            "SCORE_LEN": config.max_position_embeddings // 4,
+            "B": deployment.batch,
+            "S": deployment.seq,
             "T": deployment.tokens,
             "T_MAX": max(deployment.tokens, TOKENS_MAX),
             "EP_WORLD_SIZE": deployment.ep_world_size,
@@ -261,6 +290,10 @@ def kernel_sizes(config: ModelConfig, deployment: Deployment) -> Mapping[str, in
             "RECV_MAX": deployment.recv_max,
             "TP_SIZE": deployment.tp_size,
             "VOCAB_PER_TP": config.vocab_size // deployment.tp_size,
+            "BLOCK_SIZE": BLOCK_SIZE,
+            "STATE4_PAGE": STATE4_PAGE,
+            "STATE128_PAGE": STATE128_PAGE,
+            **{name.upper(): number for name, number in asdict(paging(config, deployment)).items()},
         }
     )
 
