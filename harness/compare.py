@@ -379,6 +379,22 @@ class TopK(Comparator):
         return lambda points: (bad[points.flat].astype(np.float64), 0.0)
 
 
+def judge_pool(comparator: Comparator, output: Output, before: Tensor, mapped: Tensor) -> Judgement:
+    """Judge a paged pool or state: elements that the call may write (`mapped`) by `comparator`, all others must have
+    the bits they had `before`. Contract: decode_compressor_indexer.md 1.6, decode_attention.md 1, CB-5."""
+    unlike = _unlike(output.actual, output.expected)
+    label = f"{comparator.label}; unmapped elements keep their bits"
+    if unlike:
+        return Judgement(FAIL, label, None, unlike)
+    kept = Exact(nonfinite="same").judge(replace(output, expected=before, valid=~mapped, stages={}))
+    if kept.status == FAIL:
+        return replace(kept, label=label, reason=f"unmapped elements were written: {kept.reason}")
+    valid = mapped if output.valid is None else mapped & output.valid
+    judged = comparator.judge(replace(output, valid=valid))
+    status = kept.status if judged.status == EMPTY else judged.status
+    return replace(judged, label=label, status=status)
+
+
 def topk_bad(actual: Tensor, golden: Tensor, keys: Tensor, band: float) -> Tensor:
     """Bool [R, K]: chosen ids that are wrong, for actual and golden [R, K] INT64 and keys [R, N]."""
     n = keys.shape[1]

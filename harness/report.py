@@ -1,7 +1,8 @@
 """How results are said: the one grammar of failures, the table, and the JSON record.
 
 A failure has three lines: what broke (op, output, rule, measured against limit), where (worst element with both
-values and bits, distance, first diverging output, where the bad elements sit), and the command that repeats it.
+values and bits, distance, first diverging stage or output, where the bad elements sit), and the command that repeats
+it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def failure_text(verdict: Verdict) -> str:
     lines = [f"FAIL {head}: {problem}" for problem in verdict.problems[:_FINDINGS_SHOWN]]
     if len(verdict.problems) > _FINDINGS_SHOWN:
         lines.append(f"  and {len(verdict.problems) - _FINDINGS_SHOWN} more")
-    for name, judgement in verdict.outputs.items():
+    for name, judgement in _judged(verdict):
         if judgement.status == FAIL:
             lines.append(f"FAIL {head}: {name}: {judgement.reason} [{judgement.label}]")
             lines.append(f"  {_where(judgement, verdict.diverged)}")
@@ -40,12 +41,17 @@ def failure_text(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
+def _judged(verdict: Verdict) -> list[tuple[str, Judgement]]:
+    """Stages, said to be stages, and then outputs, each with its judgement."""
+    return [(f"stage {name}", judgement) for name, judgement in verdict.stages.items()] + list(verdict.outputs.items())
+
+
 def _where(judgement: Judgement, diverged: str | None) -> str:
     parts = []
     if judgement.worst is not None:
         parts.append(f"worst {point_text(judgement.worst)}")
     if diverged is not None:
-        parts.append(f"first diverging output: {diverged}")
+        parts.append(f"first diverging: {diverged}")
     if judgement.where:
         parts.append(f"bad elements: {describe(judgement.where)}")
     return "; ".join(parts)
@@ -93,12 +99,13 @@ HEADERS = (
 
 
 def rows(verdicts: Sequence[Verdict], *, each: bool = False) -> list[Row]:
-    """One row per op, configuration and output, worst over all runs; with `each`, one per run and output."""
+    """One row per op, configuration and output, worst over all runs, and per failed stage; with `each`, one per run and
+    output or stage."""
     groups: dict[tuple[str, ...], list[tuple[Verdict, Judgement]]] = {}
     for verdict in verdicts:
         run = verdict.run
-        judgements = verdict.outputs or {"-": Judgement(verdict.status, "-", None)}
-        for output, judgement in judgements.items():
+        judgements = [(name, j) for name, j in _judged(verdict) if each or name in verdict.outputs or j.status == FAIL]
+        for output, judgement in judgements or [("-", Judgement(verdict.status, "-", None))]:
             key = (run.op, f"{run.preset}/{run.deployment}", output, run.id if each else "")
             groups.setdefault(key, []).append((verdict, judgement))
     return [_row(key, group) for key, group in groups.items()]
@@ -228,12 +235,13 @@ def verdict_record(verdict: Verdict) -> dict[str, Any]:
         "run": verdict.run.as_dict(),
         "reproduce": verdict.command,
         "outputs": {name: _judgement_record(j) for name, j in verdict.outputs.items()},
+        "stages": {name: _judgement_record(j) for name, j in verdict.stages.items()},
         "problems": list(verdict.problems),
         "notes": list(verdict.notes),
         "findings": [dataclasses.asdict(finding) for finding in verdict.findings],
         "counters": dict(verdict.counters),
         "seconds": dataclasses.asdict(verdict.timing),
-        "first_diverging_output": verdict.diverged,
+        "first_diverging": verdict.diverged,
         "config": verdict.config,
         "versions": dict(verdict.versions),
     }

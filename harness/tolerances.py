@@ -1,4 +1,5 @@
-"""The strict reader of `tolerances.yaml`: one entry per op and output, each with its provenance.
+"""The strict reader of `tolerances.yaml`: one entry per op and output, each with its provenance. An entry may also name
+a stage of the golden: it is judged where the device hands the intermediate of that name back.
 
 Nothing is optional that would loosen a check, and nothing unknown is ignored: an unknown op, output or key, a missing
 output, a NaN, a negative number or a wrong type is a UsageError that names file and line.
@@ -8,7 +9,7 @@ output, a NaN, a negative number or a wrong type is a UsageError that names file
         compare: ulp
         max_ulp: 1
         ...                       # the parameters of the comparator, all of them
-        given: [x_norm]           # optional: judged against the golden continued from these outputs of the device
+        given: [x_norm]           # optional: judged against the golden continued from these outputs or stages
         provenance:
           contract: hc_gate_experts.md 3.5
           honest: at most 0.01 % not bit-equal, each within one ULP
@@ -21,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class OpNames:
 
 @dataclass(frozen=True)
 class Entry:
-    """How one output is judged. `given`: outputs of the device from which the golden is continued."""
+    """How one output or stage is judged. `given`: outputs and stages of the device that the golden goes on from."""
 
     output: str
     comparator: Comparator
@@ -58,7 +59,7 @@ class Entry:
 
 
 Tolerances = Mapping[str, Mapping[str, Entry]]
-"""Op name -> output name -> entry. An op without entries is unverified."""
+"""Op name -> output or stage name -> entry. An op without entries is unverified."""
 
 
 def load_tolerances(path: Path = DEFAULT_PATH, known: Mapping[str, OpNames] | None = None) -> Tolerances:
@@ -66,7 +67,7 @@ def load_tolerances(path: Path = DEFAULT_PATH, known: Mapping[str, OpNames] | No
 
     `known`: the ops that may occur and their names, by default those of `specs`. Raises UsageError.
     """
-    known = _known_ops() if known is None else known
+    known = _KnownOps() if known is None else known
     document = _parse(path)
     return {
         str(op): _op_entries(path, str(op), body, line, known)
@@ -74,11 +75,25 @@ def load_tolerances(path: Path = DEFAULT_PATH, known: Mapping[str, OpNames] | No
     }
 
 
-def _known_ops() -> dict[str, OpNames]:
-    from specs.registry import all_ops, load_op
+class _KnownOps(Mapping[str, OpNames]):
+    """The ops of `specs`, each loaded when the file names it."""
 
-    ops = (load_op(name) for name in all_ops())
-    return {op.name: OpNames(tuple(o.name for o in op.outputs), tuple(op.stages)) for op in ops}
+    def __iter__(self) -> Iterator[str]:
+        from specs.registry import all_ops
+
+        return iter(all_ops())
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(iter(self))
+
+    def __getitem__(self, name: str) -> OpNames:
+        from specs.registry import load_op
+
+        op = load_op(name)
+        return OpNames(tuple(output.name for output in op.outputs), tuple(op.stages))
 
 
 def _parse(path: Path) -> Any:
@@ -107,13 +122,14 @@ def _items(path: Path, node: Any, what: str, line: int) -> list[tuple[Any, Any, 
 def _op_entries(path: Path, op: str, body: Any, line: int, known: Mapping[str, OpNames]) -> Mapping[str, Entry]:
     if op not in known:
         raise UsageError(f"{path}:{line}: unknown op {op!r}{did_you_mean(op, list(known))}")
+    names = known[op]
     entries: dict[str, Entry] = {}
     for output, fields, at in _items(path, body, f"op {op}", line):
-        if output not in known[op].outputs:
-            near = did_you_mean(str(output), list(known[op].outputs))
-            raise UsageError(f"{path}:{at}: {op} has no output {output!r}{near}")
-        entries[output] = _entry(path, f"{op}.{output}", output, fields, at, known[op])
-    missing = [name for name in known[op].outputs if name not in entries]
+        if output not in names.outputs and output not in names.stages:
+            near = did_you_mean(str(output), [*names.outputs, *names.stages])
+            raise UsageError(f"{path}:{at}: {op} has no output or stage {output!r}{near}")
+        entries[output] = _entry(path, f"{op}.{output}", output, fields, at, names)
+    missing = [name for name in names.outputs if name not in entries]
     if missing:
         raise UsageError(f"{path}:{line}: op {op} has no tolerance for {', '.join(missing)}")
     return entries
@@ -180,11 +196,12 @@ _WORDS = {"str": "a word", "int": "a whole number", "float": "a number"}
 def _given(path: Path, where: str, field: tuple[Any, int], names: OpNames) -> tuple[str, ...]:
     value, line = field
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise UsageError(f"{path}:{line}: {where}.given is {_shown(value)}, expected a list of outputs")
+        raise UsageError(f"{path}:{line}: {where}.given is {_shown(value)}, expected a list of outputs and stages")
+    known = [*names.outputs, *names.stages]
     for name in value:
-        if name not in names.outputs:
-            near = did_you_mean(name, list(names.outputs))
-            raise UsageError(f"{path}:{line}: {where}.given names no output: {name!r}{near}")
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise UsageError(f"{path}:{line}: {where}.given names no output or stage: {name!r}{near}")
     return tuple(str(name) for name in value)
 
 

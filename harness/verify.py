@@ -7,9 +7,10 @@ its inputs. A session keeps the inputs and golden of the last case, so that many
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.compare import EMPTY, FAIL, PASS, Judgement, Output
+from harness.compare import EMPTY, FAIL, PASS, Judgement, Output, judge_pool
 from harness.devices.base import Device, DeviceRun, Finding, Kernel, KernelFault
 from harness.errors import UsageError
 from harness.run import Run
@@ -26,7 +27,6 @@ from harness.versions import versions
 
 if TYPE_CHECKING:
     from specs.registry import Op
-    from specs.tensors import TensorSpec
 
 UNVERIFIED = "unverified"
 Values = dict[str, Any]
@@ -46,9 +46,10 @@ class Timing:
 class Verdict:
     """What one run came to. `status`: pass, fail, unverified, or empty where the contract defines no element.
 
-    `outputs`: a judgement per output, in signature order; `problems`: what failed besides outputs (a fault with
+    `outputs`: a judgement per output, in signature order; `stages`: one per intermediate that has a tolerance and that
+    the device handed back, in order of computation; `problems`: what failed besides outputs (a fault with
     file and line, a changed input, a missing output, findings that count as errors); `notes`: what the user should
-    know although it fails nothing; `diverged`: the first output in order of computation that failed.
+    know although it fails nothing; `diverged`: the first stage or output in order of computation that failed.
     """
 
     run: Run
@@ -60,6 +61,7 @@ class Verdict:
     counters: Mapping[str, int | float] = field(default_factory=dict)
     timing: Timing = Timing()
     diverged: str | None = None
+    stages: Mapping[str, Judgement] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=versions)
 
@@ -78,6 +80,7 @@ class Prepared:
     golden: dict[str, Tensor]
     stages: dict[str, Tensor]
     valid: Mapping[str, Tensor | None]
+    mapped: Mapping[str, Tensor | None]
     notes: tuple[str, ...]
 
 
@@ -101,16 +104,16 @@ class Session:
         except KernelFault as fault:
             return _verdict(run, prepared, {}, (f"kernel fault: {fault}",), DeviceRun({}), timing)
         start = time.perf_counter()
-        outputs = judge(prepared.op, self.tolerances.get(run.op, {}), prepared, result)
+        judged = judge(prepared.op, self.tolerances.get(run.op, {}), prepared, result)
         problems = (
             *(f"input {name} was changed by the kernel" for name in _changed(prepared)),
-            *(f"the kernel wrote {name!r}, which is no output" for name in result.outputs if name not in outputs),
+            *(f"the kernel wrote {name!r}, which is no output" for name in result.outputs if name not in judged),
             *(f"{finding}" for finding in result.findings if run.lint == "error" and finding.severity == "error"),
         )
         timing = replace(timing, device=result.seconds, judge=time.perf_counter() - start)
         if any("was changed" in problem for problem in problems):
             self._key = None  # what this session kept is no longer the case's
-        return _verdict(run, prepared, outputs, problems, result, timing)
+        return _verdict(run, prepared, judged, problems, result, timing)
 
     def _load(self, run: Run, op: Op) -> Kernel:
         key = (run.op, run.preset, run.deployment, run.overrides, run.kernel, run.function, run.tiles)
@@ -138,7 +141,9 @@ def prepare(run: Run) -> tuple[Prepared, Timing]:
     stages: dict[str, Tensor] = {}
     golden = op.golden(inputs, stages)
     done = time.perf_counter()
-    prepared = Prepared(op, inputs, checksums(inputs), golden, stages, op.valid(inputs), tuple(nan_notes(inputs)))
+    prepared = Prepared(
+        op, inputs, checksums(inputs), golden, stages, op.valid(inputs), op.mapped(inputs), tuple(nan_notes(inputs))
+    )
     return prepared, Timing(inputs=drawn - start, golden=done - drawn)
 
 
@@ -168,36 +173,79 @@ def handed_out(prepared: Prepared) -> Values:
 
 
 def judge(op: Op, entries: Mapping[str, Entry], prepared: Prepared, result: DeviceRun) -> dict[str, Judgement]:
-    """A judgement per output of the op, in signature order. An output without an entry is unverified."""
+    """A judgement per output of the op, in signature order, and then per stage that has an entry and that the device
+    handed back, in order of computation. An output without an entry is unverified."""
+    outputs = [spec.name for spec in op.outputs]
+    stages = [name for name in _stages(op, entries, outputs) if _handed_back(prepared, result, name)]
     judgements: dict[str, Judgement] = {}
-    for spec in _judging_order(op, entries):
-        entry = entries.get(spec.name)
+    for name in _judging_order([*stages, *outputs], entries):
+        entry = entries.get(name)
         if entry is None:
-            judgements[spec.name] = Judgement(UNVERIFIED, "no tolerance", None)
-            continue
-        if spec.name not in result.outputs:
-            judgements[spec.name] = Judgement(FAIL, entry.comparator.label, None, "the kernel returned no such output")
-            continue
-        golden, stages = _continued(op, entry, prepared, result, judgements)
-        judgements[spec.name] = entry.comparator.judge(
-            Output(
-                result.outputs[spec.name],
-                golden[spec.name],
-                prepared.valid.get(spec.name),
-                result.undefined.get(spec.name),
-                stages,
-            )
-        )
-    return {spec.name: judgements[spec.name] for spec in op.outputs}
+            judgements[name] = Judgement(UNVERIFIED, "no tolerance", None)
+        elif name in outputs and name not in result.outputs:
+            judgements[name] = Judgement(FAIL, entry.comparator.label, None, "the kernel returned no such output")
+        else:
+            golden, taps = _continued(op, entry, prepared, result, judgements)
+            judgements[name] = _judge_one(entry, prepared, result, golden, taps)
+    return {name: judgements[name] for name in (*outputs, *stages)}
 
 
-def _judging_order(op: Op, entries: Mapping[str, Entry]) -> list[TensorSpec]:
-    """The outputs in signature order, but those that others are conditioned on come before them."""
-    ordered: list[TensorSpec] = []
-    waiting = {spec.name: spec for spec in op.outputs}
+def _judge_one(
+    entry: Entry, prepared: Prepared, result: DeviceRun, golden: Mapping[str, Tensor], taps: Mapping[str, Tensor]
+) -> Judgement:
+    """One output or stage by its comparator; of a paged pool the mapped elements, while all others keep their bits."""
+    name, valid = entry.output, prepared.valid.get(entry.output)
+    expected = golden[name] if name in golden else taps[name]
+    actual, undefined = _actual(prepared, result, name), result.undefined.get(name)
+    if undefined is not None and name not in prepared.golden:
+        undefined = laid_out_as(undefined, expected.shape)
+    output = Output(actual, expected, valid, undefined, taps)
+    mapped = prepared.mapped.get(name)
+    if mapped is None:
+        return entry.comparator.judge(output)
+    return judge_pool(entry.comparator, output, prepared.inputs[name], mapped)
+
+
+def _stages(op: Op, entries: Mapping[str, Entry], outputs: Iterable[str]) -> list[str]:
+    names = set(entries) - set(outputs)
+    return [name for name in op.stages if name in names]
+
+
+def _handed_back(prepared: Prepared, result: DeviceRun, name: str) -> bool:
+    """Whether the device told this stage. What has another dtype or does not fit is something else of its name."""
+    stage, golden = result.intermediates.get(name), prepared.stages.get(name)
+    if stage is None or golden is None or stage.dtype != golden.dtype:
+        return False
+    return laid_out_as(stage, golden.shape) is not None
+
+
+def laid_out_as(stage: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """A device's intermediate in the golden's shape, None where it is something else: it may be laid out otherwise,
+    and padded at the end of some axes (rows up to a tile)."""
+    if stage.numel() == math.prod(shape):
+        return stage.reshape(tuple(shape))
+    if stage.dim() == len(shape) and all(have >= want for have, want in zip(stage.shape, shape, strict=True)):
+        return stage[tuple(slice(want) for want in shape)]
+    return None
+
+
+def _actual(prepared: Prepared, result: DeviceRun, name: str) -> Tensor:
+    """An output as it is, a stage in the golden's shape."""
+    if name in result.outputs:
+        return result.outputs[name]
+    stage = laid_out_as(result.intermediates[name], prepared.stages[name].shape)
+    assert stage is not None
+    return stage
+
+
+def _judging_order(names: Iterable[str], entries: Mapping[str, Entry]) -> list[str]:
+    """The names as they come, but those that others are conditioned on come before them."""
+    ordered: list[str] = []
+    waiting = list(names)
     while waiting:
-        ready = [n for n in waiting if n not in entries or not (set(entries[n].given) - {n}) & waiting.keys()]
-        ordered.append(waiting.pop(ready[0] if ready else next(iter(waiting))))
+        ready = [n for n in waiting if n not in entries or not (set(entries[n].given) - {n}) & set(waiting)]
+        ordered.append(ready[0] if ready else waiting[0])
+        waiting.remove(ordered[-1])
     return ordered
 
 
@@ -206,8 +254,9 @@ def _continued(
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """The golden and its stages that an entry is judged against.
 
-    Where earlier outputs of the device passed but differ (a legal last bit), everything downstream of them is judged
-    against the golden continued from the device's own values, so that one legal flip does not fail what follows.
+    Where earlier outputs or stages of the device passed but differ (a legal last bit), everything downstream of them
+    is judged against the golden continued from the device's own values, so that one legal flip does not fail what
+    follows.
     """
     given = {}
     for name in entry.given:
@@ -216,7 +265,8 @@ def _continued(
             continue
         if before.metrics.bit_equal != before.metrics.compared:
             valid = prepared.valid.get(name)
-            actual, expected = result.outputs[name], prepared.golden[name]
+            expected = prepared.golden[name] if name in prepared.golden else prepared.stages[name]
+            actual = _actual(prepared, result, name)
             given[name] = actual if valid is None else torch.where(valid, actual, expected)
     if not given:
         return prepared.golden, prepared.stages
@@ -250,13 +300,17 @@ def _changed(prepared: Prepared) -> list[str]:
 def _verdict(
     run: Run,
     prepared: Prepared,
-    outputs: Mapping[str, Judgement],
+    judged: Mapping[str, Judgement],
     problems: tuple[str, ...],
     result: DeviceRun,
     timing: Timing,
 ) -> Verdict:
+    op = prepared.op
+    names = [spec.name for spec in op.outputs]
+    stages = {name: judgement for name, judgement in judged.items() if name not in names}
+    outputs = {name: judgement for name, judgement in judged.items() if name in names}
     statuses = [judgement.status for judgement in outputs.values()]
-    if problems or FAIL in statuses:
+    if problems or any(judgement.status == FAIL for judgement in judged.values()):
         status = FAIL
     elif UNVERIFIED in statuses:
         status = UNVERIFIED
@@ -264,7 +318,6 @@ def _verdict(
         status = EMPTY
     else:
         status = PASS
-    op = prepared.op
     return Verdict(
         run=run,
         status=status,
@@ -274,13 +327,14 @@ def _verdict(
         findings=tuple(result.findings),
         counters=dict(result.counters),
         timing=timing,
-        diverged=first_diverged(op, outputs),
+        diverged=first_diverged(op, judged),
+        stages=stages,
         config={"model": asdict(op.config), "deployment": asdict(op.deployment), "sizes": dict(op.sizes)},
     )
 
 
-def first_diverged(op: Op, outputs: Mapping[str, Judgement]) -> str | None:
-    """The failed output that is computed first. Devices hand back no intermediates, so outputs are the stages."""
-    failed = [name for name, judgement in outputs.items() if judgement.status == FAIL]
+def first_diverged(op: Op, judged: Mapping[str, Judgement]) -> str | None:
+    """The failed stage or output that is computed first."""
+    failed = [name for name, judgement in judged.items() if judgement.status == FAIL]
     order = {name: position for position, name in enumerate(op.stages)}
     return min(failed, key=lambda name: order.get(name, len(order)), default=None)

@@ -57,7 +57,8 @@ class DeviceRun:
 
     `outputs`: every out and inout tensor, by name. `undefined`: per output a bool mask of its shape, True where the
     element was never written or was computed from undefined memory; None or no entry when there is no such element.
-    `seconds`: the run itself, without loading.
+    `seconds`: the run itself, without loading. `intermediates`: stages of the op by name, where the device can tell
+    them; their undefined elements are in `undefined`, too.
     """
 
     outputs: dict[str, Tensor]
@@ -65,6 +66,7 @@ class DeviceRun:
     findings: list[Finding] = field(default_factory=list)
     counters: dict[str, int | float] = field(default_factory=dict)
     seconds: float = 0.0
+    intermediates: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Kernel(Protocol):

@@ -32,7 +32,7 @@ def test_a_failure_says_what_where_and_how_to_repeat():
         f"over the limit 2 of {total} ({2 / total:.4%}), allowed 0 [bit-equal]"
     )
     assert where.startswith("  worst [2, 1, 7]: actual 3 (0x4040), expected ")
-    assert "steps apart; first diverging output: y; bad elements: axis 0: 1 of 8: 2 (2); " in where
+    assert "steps apart; first diverging: y; bad elements: axis 0: 1 of 8: 2 (2); " in where
     assert "axis 1: 2 of 4: 1 (1), 3 (1); axis 2: 1 of 256: 7 (2)" in where
     assert repeat == (
         "  repeat: goldengate verify hc_post --preset tiny --deployment decode --case default --seed 3 --schedule 7"

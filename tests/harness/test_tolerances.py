@@ -55,7 +55,7 @@ def test_accepts_a_complete_file(tmp_path):
     ("before", "after", "message"),
     [
         ("gate:", "gat:", r":1: unknown op 'gat'; did you mean gate\?"),
-        ("  x_norm:\n    compare", "  x_nrm:\n    compare", r":2: gate has no output 'x_nrm'; did you mean x_norm\?"),
+        ("  x_norm:\n    compare", "  x_nrm:\n    compare", r":2: gate has no output or stage 'x_nrm'; did you"),
         (CODES, "", r":1: op gate has no tolerance for codes"),
         ("max_ulp: 1", "max_upl: 1", r":4: gate\.x_norm: unknown key 'max_upl'; did you mean max_ulp\?"),
         ("    max_ulp: 1\n", "", r":2: gate\.x_norm: ulp needs max_ulp"),
@@ -69,7 +69,7 @@ def test_accepts_a_complete_file(tmp_path):
         ("max_ulp: 1\n", "max_ulp: 1\n    max_ulp: 2\n", r":5: malformed YAML: found duplicate key \"max_ulp\""),
         ("compare: ulp", "compare: upl", r":3: unknown comparator 'upl'; did you mean ulp\?"),
         ("    compare: ulp\n", "", r":2: gate\.x_norm has no comparator"),
-        ("given: [x_norm]", "given: [y]", r":20: gate\.codes\.given names no output: 'y'; known: x_norm, codes"),
+        ("given: [x_norm]", "given: [y]", r":20: gate\.codes\.given names no output or stage: 'y'; known: x_n"),
         ("given: [x_norm]", "given: x_norm", r":20: gate\.codes\.given is 'x_norm', expected a list"),
         ("    bias_z: 6\n", "    bias_z: 6\n    flip_codes: h\n    flip_limit: 1\n    flip_rows: 0.1\n",
          r":2: gate\.x_norm needs stage 'h'"),

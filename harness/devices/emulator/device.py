@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +83,23 @@ class EmulatorDevice:
             modes = {s.name: getattr(s, "resident", None) for s in op.signature}
             resident = {name: mode for name, mode in modes.items() if mode is not None}
             return execute_host(
-                kernel.entry, inputs, schedule, kernel.files, world=op.world, residency=resident, checks=self.checks
+                kernel.entry,
+                inputs,
+                schedule,
+                kernel.files,
+                world=op.world,
+                residency=resident,
+                checks=self.checks,
+                wanted=frozenset(op.stages),
             )
-        return execute(kernel.entry, dict(inputs), schedule, files=kernel.files, checks=self.checks)
+        return execute(
+            kernel.entry,
+            dict(inputs),
+            schedule,
+            files=kernel.files,
+            checks=self.checks,
+            wanted=frozenset(op.stages),
+        )
 
 
 def execute(
@@ -95,22 +109,23 @@ def execute(
     files: frozenset[str],
     *,
     checks: bool = True,
+    wanted: frozenset[str] = frozenset(),
 ) -> DeviceRun:
     """Run an entry with inputs by parameter name. Out tensors take their shape from the annotation and the dynamic
     dimensions of the tensors given, and start undefined; inout tensors start as copies.
 
     Without `checks` accesses are not compared for races (GG401 to GG404) and warnings are not collected; the results of
-    a kernel are the same.
+    a kernel are the same. `wanted`: names of GM tensors that orchestration creates, to be handed back.
     """
     order = Order() if checks else None
-    machine = Machine(schedule=Schedule(schedule), files=set(files), order=order, warnings=checks)
+    machine = Machine(schedule=Schedule(schedule), files=set(files), order=order, warnings=checks, wanted=wanted)
     start = time.perf_counter()
     with running(machine), one_thread(), faults_at_their_line(machine):
         arguments = bind(entry, inputs)
         entry.compiled.run(*arguments.values())
         machine.tasks.drain()
         _count_transfers(entry, arguments, machine)
-        return outcome(entry, arguments, machine, time.perf_counter() - start)
+        return outcome(entry, arguments, [machine], machine, time.perf_counter() - start)
 
 
 def _count_transfers(entry: KernelFunction, arguments: Mapping[str, Any], machine: Machine) -> None:
@@ -130,17 +145,39 @@ def _count_transfers(entry: KernelFunction, arguments: Mapping[str, Any], machin
                 machine.count("download_bytes", nbytes)
 
 
-def outcome(entry: KernelFunction, arguments: Mapping[str, Any], machine: Machine, seconds: float) -> DeviceRun:
-    """What the entry left in its out and inout tensors, and what was found on the way."""
+def outcome(
+    entry: KernelFunction,
+    arguments: Mapping[str, Any],
+    ranks: Sequence[Machine],
+    machine: Machine,
+    seconds: float,
+) -> DeviceRun:
+    """What the entry left in its out and inout tensors and in the wanted intermediates of `ranks`, and what was found
+    on the way. Intermediates of several ranks are stacked."""
     outputs: dict[str, torch.Tensor] = {}
     undefined: dict[str, torch.Tensor | None] = {}
     for parameter in entry.parameters:
         if isinstance(parameter.type, TensorType) and parameter.type.direction != "in":
             value = arguments[parameter.name]
             outputs[parameter.name] = value.data
-            taint = value.taint
-            undefined[parameter.name] = None if taint is None or not bool(taint.any()) else taint != 0
-    return DeviceRun(outputs, undefined, machine.findings, dict(machine.counters), seconds)
+            undefined[parameter.name] = _undefined(value)
+    intermediates: dict[str, torch.Tensor] = {}
+    for name in ranks[0].kept.keys() - outputs.keys():
+        kept = [rank.kept[name][1] for rank in ranks if name in rank.kept]
+        if len(kept) == len(ranks) and len({(t.shape, t.dtype) for t in kept}) == 1:
+            intermediates[name] = kept[0].data if len(kept) == 1 else torch.stack([t.data for t in kept])
+            masks = [_undefined(t) for t in kept]
+            if any(mask is not None for mask in masks):
+                parts = [
+                    torch.zeros(t.shape, dtype=torch.bool) if m is None else m for t, m in zip(kept, masks, strict=True)
+                ]
+                undefined[name] = parts[0] if len(kept) == 1 else torch.stack(parts)
+    return DeviceRun(outputs, undefined, machine.findings, dict(machine.counters), seconds, intermediates)
+
+
+def _undefined(value: Tensor) -> torch.Tensor | None:
+    taint = value.taint
+    return None if taint is None or not bool(taint.any()) else taint != 0
 
 
 @contextmanager

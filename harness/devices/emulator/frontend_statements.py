@@ -177,6 +177,9 @@ class Statements:
             if special is not None:
                 return special
         new = self.expressions.expr(value)
+        if len(names) == 1 and _creates_tensor(value):
+            outer = ast.Constant(value=self.function.kind == "entry")
+            new = self.expressions.rt("created", ast.Constant(value=names[0]), new, outer)
         several = isinstance(target, ast.Tuple)
         shape = isinstance(value, ast.Attribute) and value.attr == "shape"
         dynamic = self.expressions.is_dynamic(value) or (several and not shape)
@@ -696,6 +699,12 @@ def _names_store(names: list[str], as_tuple: bool) -> ast.expr:
 
 def _names_load(names: list[str]) -> ast.expr:
     return ast.Tuple(elts=[ast.Name(id=n, ctx=ast.Load()) for n in names], ctx=ast.Load())
+
+
+def _creates_tensor(value: ast.expr) -> bool:
+    """Whether a value is `pl.create_tensor(…)` or one of its other spellings."""
+    call = value.func if isinstance(value, ast.Call) else None
+    return isinstance(call, ast.Attribute) and call.attr in ("create_tensor", "create")
 
 
 def _is_text(node: ast.stmt) -> bool:

@@ -24,11 +24,12 @@ def execute_host(
     residency: Mapping[str, int | str] | None = None,
     dispatches: int = 1,
     checks: bool = True,
+    wanted: frozenset[str] = frozenset(),
 ) -> DeviceRun:
     """Run a host entry `dispatches` times over `world` ranks; windows start from zeros each time.
 
     `residency` names tensors that are uploaded once and stay on their rank: a rank number, or "stacked" for one slice
-    per rank. The counters tell every upload and download. `checks=False`: as in `execute`. Raises
+    per rank. The counters tell every upload and download. `checks` and `wanted`: as in `execute`. Raises
     KernelRefused for a wrong binding, KernelFault when a rank fails or all ranks wait (GG405).
     """
     if entry.kind != "host":
@@ -36,10 +37,12 @@ def execute_host(
     if world < 1:
         raise entry.refuse(f"a world of {world} ranks")
     ranks = World(world, schedule, set(files), dict(residency or {}), checks=checks)
+    for machine in ranks.machines:
+        machine.wanted = wanted
     start = time.perf_counter()
     with running(ranks.host), one_thread(), faults_at_their_line(ranks.host):
         arguments = bind(entry, inputs)
         for _ in range(dispatches):
             entry.compiled.run(*arguments.values())
             ranks.run()
-        return outcome(entry, arguments, ranks.host, time.perf_counter() - start)
+        return outcome(entry, arguments, ranks.machines, ranks.host, time.perf_counter() - start)

@@ -78,6 +78,8 @@ class Machine:
     counters: dict[str, int] = field(default_factory=dict)
     scopes: list[Scope] = field(default_factory=list)
     scratch: int = 0  # bytes of GM created outside any explicit scope
+    wanted: frozenset[str] = frozenset()  # names of intermediates to keep
+    kept: dict[str, tuple[bool, Tensor]] = field(default_factory=dict)  # name -> (created by the entry itself, tensor)
     collectives: dict[int, int] = field(default_factory=dict)  # signal -> uses in this run
     _origins: list[str] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict)
@@ -142,6 +144,12 @@ class Machine:
         else:
             self.scratch += size
         self.peak("peak_scratch_bytes", self.scratch + sum(scope.nbytes for scope in self.scopes))
+
+    def keep(self, name: str, tensor: Tensor, *, outer: bool) -> None:
+        """Keep an intermediate that is wanted. One of the entry itself stands before those of inlines, later ones
+        before earlier ones."""
+        if name in self.wanted and (outer or not self.kept.get(name, (False, tensor))[0]):
+            self.kept[name] = outer, tensor
 
     def new_unit(self, name: str, known: int, task: int | None) -> Unit:
         """A place in the order that starts with the knowledge `known`."""

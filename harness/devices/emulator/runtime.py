@@ -246,6 +246,14 @@ def cluster(*, name_hint: str = "") -> Iterator[None]:
     yield
 
 
+def created(name: str, value: Any, outer: bool) -> Any:
+    """`name = pl.create_tensor(…)`: GM that orchestration creates may be an intermediate that the harness asked for."""
+    run = machine()
+    if run.region is None and isinstance(value, Tensor):
+        run.keep(name, value, outer=outer)
+    return value
+
+
 # -- sub-functions ----------------------------------------------------------------------------------
 
 
@@ -432,8 +440,9 @@ def extent(value: Any, axis: int) -> int:
 
 __all__ = [
     "ALIAS", "CONSTRUCTS", "ENUMS", "UNASSIGNED", "Construct", "ParallelIds", "TaskId", "add", "and_", "at", "call",
-    "carried", "cluster", "dynamic_extent", "dynamic_slice", "eq", "extent", "floordiv", "fold_add", "fold_floordiv",
-    "fold_mod", "fold_mul", "fold_sub", "fold_truediv", "ge", "gt", "host_floordiv", "host_mod", "invert", "item",
-    "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg", "not_", "on_cube", "or_", "parallel_",
-    "pipeline_", "range_", "release", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv", "spmd",
-"spmd_submit", "sub", "submit", "truediv", "truth", "unroll_", ]  # fmt: skip
+    "carried", "cluster", "created", "dynamic_extent", "dynamic_slice", "eq", "extent", "floordiv", "fold_add",
+    "fold_floordiv", "fold_mod", "fold_mul", "fold_sub", "fold_truediv", "ge", "gt", "host_floordiv", "host_mod",
+    "invert", "item", "le", "lshift", "lt", "manual_scope", "mod", "mul", "ne", "neg", "not_", "on_cube", "or_",
+    "parallel_", "pipeline_", "range_", "release", "rshift", "scope", "set_item", "shape_item", "slice_", "split_aiv",
+    "spmd", "spmd_submit", "sub", "submit", "truediv", "truth", "unroll_",
+]  # fmt: skip

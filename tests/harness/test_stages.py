@@ -1,0 +1,122 @@
+"""Stages of a kernel: handed back by the emulator, judged by entries of their own, and what is judged given them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.compare import EMPTY, FAIL, PASS, Exact, Output, judge_pool
+from harness.devices.emulator.device import EmulatorDevice
+from harness.report import failure_text, table
+from harness.run import Run
+from harness.tolerances import DEFAULT_PATH, load_tolerances
+from harness.verify import Session, judge, prepare
+from specs.registry import load_op
+
+STAGES = """
+  h_i8:
+    compare: codes
+    max_step: 1
+    step_fraction: 1.0e-3
+    step_points: 2
+    bias_z: 6
+    provenance:
+      contract: hc_gate_experts.md 4.5
+      honest: codes equal or one apart
+      reference: none
+      date: 2026-11-21
+"""
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    """Judges expert_shared with an entry for its stage h_i8, and sh given that stage."""
+    path = tmp_path / "tolerances.yaml"
+    lines = DEFAULT_PATH.read_text(encoding="utf-8").splitlines(keepends=True)
+    start = lines.index("expert_shared:\n")
+    end = next(i for i in range(start + 1, len(lines)) if lines[i][:1].strip() and not lines[i].startswith("#"))
+    body = "".join(lines[start:end]).rstrip("\n") + STAGES
+    path.write_text(body, encoding="utf-8")
+    return Session(EmulatorDevice(), load_tolerances(path))
+
+
+def test_the_emulator_hands_back_the_intermediates_that_are_stages() -> None:
+    op = load_op("expert_shared")
+    device = EmulatorDevice()
+    inputs = op.inputs()
+    run = device.run(device.load(op.kernel, op.name, op.sizes), op, inputs)
+    stages: dict[str, torch.Tensor] = {}
+    op.golden(inputs, stages)
+    assert set(run.intermediates) <= set(op.stages)
+    rows = len(stages["h_i8"])
+    assert torch.equal(run.intermediates["h_i8"][:rows], stages["h_i8"])
+    assert not run.intermediates.keys() & run.outputs.keys()
+
+
+def test_a_stage_with_an_entry_is_judged(session: Session) -> None:
+    verdict = session.verify(Run("expert_shared"))
+    assert verdict.status == PASS
+    assert verdict.stages["h_i8"].status == PASS
+    assert set(verdict.outputs) == {"sh"}
+    assert "stage h_i8" in table([verdict], each=True)
+    assert "stage h_i8" not in table([verdict])
+
+
+def test_a_wrong_stage_fails_the_run_and_is_named_first(session: Session, tmp_path: Path) -> None:
+    source = load_op("expert_shared").kernel.read_text(encoding="utf-8")
+    wrong = tmp_path / "wrong.py"
+    piece = 'pl.INT32, mode="rint")'
+    assert piece in source
+    wrong.write_text(source.replace(piece, 'pl.INT32, mode="floor")'), encoding="utf-8")
+    verdict = session.verify(Run("expert_shared", kernel=str(wrong)))
+    assert verdict.status == FAIL
+    assert verdict.diverged == "h_i8"
+    text = failure_text(verdict)
+    assert text.index("stage h_i8: ") < text.index(": sh: ")
+    assert "first diverging: h_i8" in text
+    assert "stage h_i8" in table([verdict])
+
+
+def test_a_stage_of_another_dtype_is_something_else(session: Session) -> None:
+    prepared, _ = prepare(Run("expert_shared"))
+    op, device = prepared.op, session.device
+    result = device.run(device.load(op.kernel, op.name, op.sizes, None), op, prepared.inputs, 0)
+    entries = session.tolerances["expert_shared"]
+    assert "h_i8" in judge(op, entries, prepared, result)
+    stage = result.intermediates["h_i8"]
+    for other in ({}, {"h_i8": stage.to(torch.int32)}, {"h_i8": stage[:, :-1]}):
+        assert set(judge(op, entries, prepared, dataclasses.replace(result, intermediates=other))) == {"sh"}
+    exact = stage[: op.deployment.tokens]
+    flat = dataclasses.replace(result, intermediates={"h_i8": exact.reshape(-1)})
+    assert judge(op, entries, prepared, flat)["h_i8"].status == PASS
+
+
+def test_a_pool_is_judged_where_it_is_mapped_and_kept_elsewhere() -> None:
+    before = torch.arange(12.0).reshape(4, 3)
+    expected = before.clone()
+    expected[1] = 100.0
+    mapped = torch.zeros(4, 3, dtype=torch.bool)
+    mapped[1] = True
+    assert judge_pool(Exact(), Output(expected, expected), before, mapped).status == PASS
+    stale = judge_pool(Exact(), Output(before, expected), before, mapped)
+    assert stale.status == FAIL
+    assert stale.worst is not None
+    assert stale.worst.index == (1, 0)
+    stray = expected.clone()
+    stray[3, 2] = -1.0
+    judged = judge_pool(Exact(), Output(stray, expected), before, mapped)
+    assert judged.status == FAIL
+    assert "unmapped elements were written" in judged.reason
+    assert judged.worst is not None
+    assert judged.worst.index == (3, 2)
+
+
+def test_a_pool_of_which_nothing_is_mapped_must_keep_every_bit() -> None:
+    before = torch.tensor([1.0, float("-inf"), float("nan")])
+    nothing = torch.zeros(3, dtype=torch.bool)
+    assert judge_pool(Exact(), Output(before.clone(), before), before, nothing).status == PASS
+    assert judge_pool(Exact(), Output(before + 1, before), before, nothing).status == FAIL
+    assert judge_pool(Exact(), Output(before[:0], before[:0]), before[:0], nothing[:0]).status == EMPTY
