@@ -130,6 +130,7 @@ def _add_configuration(parser: argparse.ArgumentParser, *, many: bool) -> None:
     parser.add_argument(
         "--set", action="append", type=_override, default=[], metavar="NAME=VALUE", help="another size, like tokens=16"
     )
+    parser.add_argument("--ep", type=_positive, metavar="N", help="ranks: short for --set ep_world_size=N")
 
 
 def _numbers(text: str) -> list[int]:
@@ -183,7 +184,7 @@ def _selection(arguments: argparse.Namespace, schedules: Sequence[int] = (0,)) -
         cases=flat(arguments.case, []),
         seeds=arguments.seed,
         schedules=schedules,
-        overrides=arguments.set,
+        overrides=[*arguments.set, *([("ep_world_size", arguments.ep)] if arguments.ep else [])],
     )
 
 
@@ -195,8 +196,10 @@ def _verify(arguments: argparse.Namespace) -> int:
         path, function = kernel_file(arguments.kernel)
     get_device(arguments.device, checks=arguments.checks == "on")
     load_tolerances(DEFAULT_PATH if arguments.tolerances is None else Path(arguments.tolerances))
+    left_out: list[str] = []
     runs = expand(
         _selection(arguments, arguments.schedule),
+        left_out,
         device=arguments.device,
         kernel=path,
         function=function,
@@ -209,6 +212,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         start = time.perf_counter()
         verdicts = _with_progress(runs, arguments.jobs, arguments.exitfirst)
         _print_verdicts(verdicts, time.perf_counter() - start, arguments.verbose)
+        for reason in left_out:
+            print(f"left out: {reason}")
         if json_file is not None:
             json_file.write(report.to_json(verdicts) + "\n")
     return exit_code(verdicts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -72,12 +73,13 @@ def kernel_file(text: str) -> tuple[str, str | None]:
     return path, function or None
 
 
-def expand(selection: Selection, **common: str | None) -> list[Run]:
+def expand(selection: Selection, left_out: list[str] | None = None, **common: str | None) -> list[Run]:
     """The runs of a selection: op, preset, deployment, case, seed, schedule, the last fastest.
 
     `common`: further fields of every Run. Raises UsageError for an unknown name, SpecError for sizes that an op
-    cannot do.
+    cannot do; where no op was named and `left_out` is given, such ops are left out and the reasons appended to it.
     """
+    from specs.errors import SpecError
     from specs.model import DEPLOYMENTS, PRESETS
     from specs.registry import all_ops, load_op
 
@@ -88,12 +90,16 @@ def expand(selection: Selection, **common: str | None) -> list[Run]:
         ("deployment", selection.deployments, list(DEPLOYMENTS)),
     ):
         _check(kind, names, known)
-    loaded = {
-        (name, preset, deployment): load_op(name, preset, deployment, **dict(selection.overrides))
-        for name in dict.fromkeys(ops)
-        for preset in dict.fromkeys(selection.presets)
-        for deployment in dict.fromkeys(selection.deployments)
-    }
+    loaded = {}
+    for name, preset, deployment in itertools.product(
+        *map(dict.fromkeys, (ops, selection.presets, selection.deployments))
+    ):
+        try:
+            loaded[name, preset, deployment] = load_op(name, preset, deployment, **dict(selection.overrides))
+        except SpecError as error:
+            if selection.ops or left_out is None:
+                raise
+            left_out.append(f"{name} {preset}/{deployment}: {error}")
     named = [case for case in selection.cases if case != ALL]
     _check("case", named, sorted({case.name for op in loaded.values() for case in op.cases}))
     runs = []
