@@ -19,6 +19,9 @@ EP_WORLD_SIZES = (2, 4, 8)
 TP_SIZES = (2, 4, 8)
 """Worlds that the vocabulary of the LM head is sharded over (contracts/dense.md, 1.4)."""
 
+RECV_TILE = 16
+"""Receive rows that the routed experts compute at a time; every expert-parallel world divides it."""
+
 MAY_BE_ZERO = (
     "num_hash_layers",
     "num_nextn_predict_layers",
@@ -152,6 +155,9 @@ class ModelConfig:
 class Deployment:
     """How many tokens a rank handles at once, and how many ranks share the experts and the vocabulary.
 
+    recv_depth   rows that one local expert has room for, shared out evenly over the sources; None: EP*T, which no
+                 routing with distinct ids can overflow (contracts/moe_and_layers.md, 8)
+
     Raises SpecError.
     """
 
@@ -160,6 +166,7 @@ class Deployment:
     seq: int
     ep_world_size: int = 8
     tp_size: int = 2
+    recv_depth: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("batch", "seq", "ep_world_size", "tp_size"):
@@ -169,6 +176,15 @@ class Deployment:
         for field, sizes in (("ep_world_size", EP_WORLD_SIZES), ("tp_size", TP_SIZES)):
             if getattr(self, field) not in sizes:
                 raise SpecError(f"deployment {self.name}: {field} is {getattr(self, field)}, expected 2, 4 or 8")
+        if self.recv_depth is not None:
+            self._check_depth(self.recv_depth)
+
+    def _check_depth(self, depth: int) -> None:
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1 or depth % RECV_TILE:
+            raise SpecError(
+                f"deployment {self.name}: recv_depth is {depth!r}, expected a multiple of {RECV_TILE} "
+                f"(which {self.ep_world_size} sources share evenly)"
+            )
 
     @property
     def tokens(self) -> int:
@@ -177,8 +193,13 @@ class Deployment:
 
     @property
     def recv_max(self) -> int:
-        """Receive rows per local expert: every rank can send each of its tokens once."""
-        return self.ep_world_size * self.tokens
+        """Receive rows per local expert: `recv_depth`, or such that every rank can send each of its tokens once."""
+        return self.ep_world_size * self.tokens if self.recv_depth is None else self.recv_depth
+
+    @property
+    def max_per_src(self) -> int:
+        """Rows of one lane: what one source rank may send to one local expert."""
+        return self.recv_max // self.ep_world_size
 
     def local_experts(self, config: ModelConfig) -> int:
         """Experts on one rank. Raises SpecError if they do not divide evenly."""

@@ -63,6 +63,10 @@ def no_pools(op: Op, inputs: Inputs) -> Masks:
     return {}
 
 
+def nothing_refused(op: Op, inputs: Inputs) -> None:
+    """The refusal of an op that leaves values to its golden."""
+
+
 @dataclass(frozen=True)
 class Op:
     """One op for one configuration: its signature, its cases, its inputs, its golden.
@@ -74,6 +78,7 @@ class Op:
     parameters   keyword-only model parameters of the golden
     validity     (op, inputs) -> masks, for `valid`
     mapping      (op, inputs) -> masks, for `mapped`
+    refusal      (op, inputs) -> None, called once names, shapes and dtypes fit: raises for values that the op refuses
     world        ranks of a host program; 1 for a kernel of one chip
     """
 
@@ -85,6 +90,7 @@ class Op:
     parameters: Mapping[str, Number] = field(default_factory=dict)
     validity: Callable[[Op, Inputs], Masks] = all_defined
     mapping: Callable[[Op, Inputs], Masks] = no_pools
+    refusal: Callable[[Op, Inputs], None] = nothing_refused
     world: int = 1
 
     def __post_init__(self) -> None:
@@ -95,6 +101,7 @@ class Op:
             raise SpecError(f"{self.name}: the first case must be 'default'")
         for case in self.cases:
             self._check_case(case)
+        self._check_residency()
 
     @property
     def inputs_spec(self) -> tuple[TensorSpec | ScalarSpec, ...]:
@@ -186,7 +193,10 @@ class Op:
         return self.mapping(self, inputs)
 
     def check_inputs(self, inputs: Inputs) -> None:
-        """Raise SpecError unless `inputs` has the declared names, each of the declared dtype and shape."""
+        """Raise SpecError unless `inputs` has the declared names, each of the declared dtype and shape.
+
+        Values that the op's `refusal` refuses raise what it raises.
+        """
         declared = {spec.name: spec for spec in self.inputs_spec}
         for name in inputs:
             if name not in declared:
@@ -205,9 +215,23 @@ class Op:
                 raise SpecError(
                     f"{self.name}.{name}: got {value.dtype} {tuple(value.shape)}, expected {spec.dtype} {spec.shape}"
                 )
+        self.refusal(self, inputs)
 
     def _golden_module(self) -> ModuleType:
         return importlib.import_module(f"goldens.{self.name}")
+
+    def _check_residency(self) -> None:
+        for spec in self.signature:
+            if isinstance(spec, ScalarSpec) or spec.resident is None:
+                continue
+            if spec.resident == "stacked":
+                if spec.shape[0] != self.world:
+                    raise SpecError(
+                        f"{self.name}.{spec.name}: resident='stacked' gives every rank its slice of axis 0, "
+                        f"which has {spec.shape[0]}, expected {self.world}"
+                    )
+            elif spec.resident >= self.world:
+                raise SpecError(f"{self.name}.{spec.name}: resident={spec.resident}, but there are {self.world} ranks")
 
     def _check_case(self, case: Case) -> None:
         tensors = [s.name for s in self.inputs_spec if isinstance(s, TensorSpec)]
@@ -229,9 +253,9 @@ def all_ops() -> list[str]:
 def load_op(name: str, preset: str = "tiny", deployment: str = "decode", **overrides: Any) -> Op:
     """The op for a preset and a deployment.
 
-    overrides   any ModelConfig field; `tokens` (T); `ep_world_size` and `tp_size` (2, 4 or 8). A smaller
-                expert-parallel world keeps the number of experts per rank and so has fewer experts in all
-                (contracts/dense.md, 1.4), unless `n_routed_experts` is given too.
+    overrides   any ModelConfig field; `tokens` (T); `ep_world_size` and `tp_size` (2, 4 or 8); `recv_depth`
+                (receive rows per local expert). A smaller expert-parallel world keeps the number of experts per
+                rank and so has fewer experts in all (contracts/dense.md, 1.4), unless `n_routed_experts` is given too.
 
     Raises SpecError: unknown names (with the known ones), and sizes that the op cannot do, with the reason.
     """
@@ -288,6 +312,7 @@ def kernel_sizes(config: ModelConfig, deployment: Deployment) -> Mapping[str, in
             "EP_WORLD_SIZE": deployment.ep_world_size,
             "N_LOCAL": deployment.local_experts(config),
             "RECV_MAX": deployment.recv_max,
+            "MAX_PER_SRC": deployment.max_per_src,
             "TP_SIZE": deployment.tp_size,
             "VOCAB_PER_TP": config.vocab_size // deployment.tp_size,
             "BLOCK_SIZE": BLOCK_SIZE,
@@ -304,7 +329,9 @@ def _configured(
     tokens = overrides.pop("tokens", None)
     ranks = overrides.pop("ep_world_size", None)
     shards = overrides.pop("tp_size", None)
-    known = [*(name for name in config.__dataclass_fields__ if name != "name"), "tokens", "ep_world_size", "tp_size"]
+    depth = overrides.pop("recv_depth", None)
+    fields = [name for name in config.__dataclass_fields__ if name != "name"]
+    known = [*fields, "tokens", "ep_world_size", "tp_size", "recv_depth"]
     for field_name in overrides:
         if field_name not in known:
             raise unknown("override", field_name, known)
@@ -316,6 +343,8 @@ def _configured(
         overrides.setdefault("n_routed_experts", per_rank * ranks)
     if shards is not None:
         deployment = replace(deployment, tp_size=shards)
+    if depth is not None:
+        deployment = replace(deployment, recv_depth=depth)
     config = config.replace(**overrides)
     deployment.local_experts(config)
     return config, deployment

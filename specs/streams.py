@@ -65,6 +65,10 @@ class DrawContext:
             raise unknown(f"input of {self.op}", name, self._specs)
         return self._specs[name]
 
+    def has(self, name: str) -> bool:
+        """Whether the op has an input tensor of that name."""
+        return name in self._specs
+
     def tensor(self, name: str) -> Tensor:
         """Another input of the same case. It is shared: read it, never write to it."""
         if name not in self._tensors:

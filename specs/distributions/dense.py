@@ -32,7 +32,7 @@ class Equal:
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """`base` fills a tensor without the axis."""
         shape = (*spec.shape[: self.axis], *spec.shape[self.axis + 1 :])
-        one = self.base.draw(ctx, spec.replace(shape=shape))
+        one = self.base.draw(ctx, spec.replace(shape=shape, resident=None))
         return one.unsqueeze(self.axis).expand(spec.shape).contiguous()
 
 

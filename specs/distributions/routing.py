@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from goldens.hc_pre import hc_pre
 from specs.distributions.basic import Normal
 from specs.errors import SpecError
 from specs.streams import DrawContext
@@ -286,11 +287,30 @@ def rank_block(ctx: DrawContext, rank: int) -> Ids:
 
 
 def router_scores(ctx: DrawContext) -> Tensor:
-    """sqrt(softplus(logits)) of a case of `gate`, FP64 [T, N]: close to the golden's, for choosing inputs only."""
-    x = ctx.tensor("x_mixed").double()
+    """sqrt(softplus(logits)) of a case of `gate`, or of the tokens of all ranks of a case of `moe`, FP64 [rows, N].
+
+    Close to the golden's, for choosing inputs only.
+    """
+    ranked = ctx.has("x_hc")
+    norm_w, gate_w = (ctx.tensor(name)[0] if ranked else ctx.tensor(name) for name in ("norm_w", "gate_w"))
+    x = (mixed_tokens(ctx) if ranked else ctx.tensor("x_mixed")).double()
     inverse = 1.0 / (x.square().mean(dim=1, keepdim=True) + ctx.config.rms_norm_eps).sqrt()
-    normed = (x * inverse * ctx.tensor("norm_w").double()).bfloat16().double()
-    return torch.nn.functional.softplus(normed @ ctx.tensor("gate_w").double().T).sqrt()
+    normed = (x * inverse * norm_w.double()).bfloat16().double()
+    return torch.nn.functional.softplus(normed @ gate_w.double().T).sqrt()
+
+
+def mixed_tokens(ctx: DrawContext) -> Tensor:
+    """x_mixed of the tokens of all ranks of a case of `moe`, by the golden of hc_pre. [EP*T, D] BF16"""
+    parameters = [ctx.tensor(name)[0] for name in ("hc_ffn_fn", "hc_ffn_scale", "hc_ffn_base")]
+    config = ctx.config
+    mixed = hc_pre(
+        ctx.tensor("x_hc").flatten(0, 1),
+        *parameters,
+        hc_eps=config.hc_eps,
+        rms_eps=config.rms_norm_eps,
+        sinkhorn_iters=config.hc_sinkhorn_iters,
+    )
+    return mixed["x_mixed"]
 
 
 def _weighted_rows(rng: np.random.Generator, rows: int, width: int, probability: npt.NDArray[np.float64]) -> Ids:
