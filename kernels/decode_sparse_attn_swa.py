@@ -1,4 +1,4 @@
-"""decode_sparse_attn_swa: attention over window and overlay, output projection. Contract: decode_attention.md, section 4.
+"""decode_sparse_attn_swa: attention over window and overlay. Contract: decode_attention.md, section 4.
 
 One scope per stage, ordered by the data alone (no barrier):
 
@@ -120,16 +120,16 @@ def merge_blocks(
     attn_sink: pl.Tensor[[N_HEADS], pl.FP32],
     freqs_cos: pl.Tensor[[T, ROPE_DIM], pl.BF16],
     freqs_sin: pl.Tensor[[T, ROPE_DIM], pl.BF16],
-    packed: pl.Out[pl.Tensor[[O_GROUPS * T, O_GROUP_IN], pl.BF16]],
+    o_packed: pl.Out[pl.Tensor[[O_GROUPS * T, O_GROUP_IN], pl.BF16]],
 ):
     """Attention of every head from its blocks, in ascending order; the rotation of the values undone; row g*T + t of
-    `packed` holds the heads of group g of token t."""
+    `o_packed` holds the heads of group g of token t."""
     rows = pl.tensor.dim(block_max, 0)
     blocks = rows // (T * N_HEADS)
     max_rows = pl.reshape(block_max, [rows // HEAD_TILE, HEAD_TILE])
     sum_rows = pl.reshape(block_sum, [rows // HEAD_TILE, HEAD_TILE])
     sinks = pl.reshape(attn_sink, [1, N_HEADS])
-    packed_heads = pl.reshape(packed, [O_GROUPS * T * GROUP_HEADS, HEAD_DIM])
+    packed_heads = pl.reshape(o_packed, [O_GROUPS * T * GROUP_HEADS, HEAD_DIM])
 
     for block in pl.spmd(T * HEAD_TILES, name_hint="sparse_attn_merge"):
         t = block // HEAD_TILES
@@ -183,7 +183,7 @@ def merge_blocks(
 
 @pl.jit.inline
 def output_projection(
-    packed: pl.Tensor[[O_GROUPS * T, O_GROUP_IN], pl.BF16],
+    o_packed: pl.Tensor[[O_GROUPS * T, O_GROUP_IN], pl.BF16],
     wo_a: pl.Tensor[[O_GROUPS, O_LORA, O_GROUP_IN], pl.BF16],
     wo_b: pl.Tensor[[D, LORA], pl.INT8],
     wo_b_scale: pl.Tensor[[D], pl.FP32],
@@ -193,19 +193,19 @@ def output_projection(
     down = pl.reshape(wo_a, [LORA, O_GROUP_IN])
     column_scale = pl.reshape(wo_b_scale, [1, D])
     o_r = pl.create_tensor([T, LORA], dtype=pl.FP32)
-    o_code = pl.create_tensor([T, LORA], dtype=pl.INT8)
-    o_scale = pl.create_tensor([O_GROUPS, T], dtype=pl.FP32)
+    o_codes = pl.create_tensor([T, LORA], dtype=pl.INT8)
+    o_scale = pl.create_tensor([T, O_GROUPS], dtype=pl.FP32)
     partials = pl.create_tensor([T, O_GROUPS * D], dtype=pl.INT32)
 
     for block in pl.spmd(O_GROUPS * LORA_BLOCKS, name_hint="sparse_attn_project"):
         group = block // LORA_BLOCKS
         n0 = block * LORA_COLS
-        o_first = pl.slice(packed, [BOX, PROJECT_CHUNK], [group * T, 0], valid_shape=[T, PROJECT_CHUNK])
+        o_first = pl.slice(o_packed, [BOX, PROJECT_CHUNK], [group * T, 0], valid_shape=[T, PROJECT_CHUNK])
         w_first = down[n0 : n0 + LORA_COLS, 0:PROJECT_CHUNK]
         acc = pl.matmul(o_first, w_first, out_dtype=pl.FP32, b_trans=True)
         for c in pl.pipeline(1, O_GROUP_IN // PROJECT_CHUNK, stage=2):
             k0 = c * PROJECT_CHUNK
-            o_next = pl.slice(packed, [BOX, PROJECT_CHUNK], [group * T, k0], valid_shape=[T, PROJECT_CHUNK])
+            o_next = pl.slice(o_packed, [BOX, PROJECT_CHUNK], [group * T, k0], valid_shape=[T, PROJECT_CHUNK])
             w_next = down[n0 : n0 + LORA_COLS, k0 : k0 + PROJECT_CHUNK]
             acc = pl.matmul_acc(acc, o_next, w_next, b_trans=True)
         o_r[0:T, n0 : n0 + LORA_COLS] = acc
@@ -224,20 +224,20 @@ def output_projection(
             n0 = group * O_LORA + c * QUANT_CHUNK
             scaled = pl.row_expand_mul(o_r[t0 : t0 + TOKENS, n0 : n0 + QUANT_CHUNK], gain_column)
             code = pl.cast(pl.cast(scaled, pl.INT32, mode="rint"), pl.FP16, mode="round")
-            o_code[t0 : t0 + TOKENS, n0 : n0 + QUANT_CHUNK] = pl.cast(code, pl.INT8, mode="trunc")
-        o_scale[group : group + 1, t0 : t0 + TOKENS] = pl.recip(gain)
+            o_codes[t0 : t0 + TOKENS, n0 : n0 + QUANT_CHUNK] = pl.cast(code, pl.INT8, mode="trunc")
+        o_scale[t0 : t0 + TOKENS, group : group + 1] = pl.reshape(pl.recip(gain), [TOKENS, 1])
 
     for block in pl.spmd(O_GROUPS * EXPAND_BLOCKS, name_hint="sparse_attn_expand"):
         group = block // EXPAND_BLOCKS
         r0 = group * O_LORA
         for c in pl.range(EXPAND_COLS // EXPAND_TILE):
             d0 = block % EXPAND_BLOCKS * EXPAND_COLS + c * EXPAND_TILE
-            code_first = pl.slice(o_code, [BOX, EXPAND_CHUNK], [0, r0], valid_shape=[T, EXPAND_CHUNK])
+            code_first = pl.slice(o_codes, [BOX, EXPAND_CHUNK], [0, r0], valid_shape=[T, EXPAND_CHUNK])
             w_first = wo_b[d0 : d0 + EXPAND_TILE, r0 : r0 + EXPAND_CHUNK]
             acc = pl.matmul(code_first, w_first, out_dtype=pl.INT32, b_trans=True)
             for k in pl.pipeline(1, O_LORA // EXPAND_CHUNK, stage=2):
                 k0 = r0 + k * EXPAND_CHUNK
-                code_next = pl.slice(o_code, [BOX, EXPAND_CHUNK], [0, k0], valid_shape=[T, EXPAND_CHUNK])
+                code_next = pl.slice(o_codes, [BOX, EXPAND_CHUNK], [0, k0], valid_shape=[T, EXPAND_CHUNK])
                 w_next = wo_b[d0 : d0 + EXPAND_TILE, k0 : k0 + EXPAND_CHUNK]
                 acc = pl.matmul_acc(acc, code_next, w_next, b_trans=True)
             partials[0:T, group * D + d0 : group * D + d0 + EXPAND_TILE] = acc
@@ -249,8 +249,8 @@ def output_projection(
         for group in pl.pipeline(O_GROUPS, stage=2):
             n0 = group * D + d0
             partial = pl.cast(partials[t0 : t0 + TOKENS, n0 : n0 + OUT_COLS], pl.FP32, mode="none")
-            scale = pl.reshape(o_scale[group : group + 1, t0 : t0 + TOKENS], [TOKENS, 1])
-            total = pl.add(total, pl.row_expand_mul(partial, scale))
+            scaled = pl.row_expand_mul(partial, o_scale[t0 : t0 + TOKENS, group : group + 1])
+            total = pl.add(total, scaled)
         out = pl.col_expand_mul(total, column_scale[0:1, d0 : d0 + OUT_COLS])
         attn_out[t0 : t0 + TOKENS, d0 : d0 + OUT_COLS] = pl.cast(out, pl.BF16, mode="rint")
 
@@ -280,7 +280,7 @@ def decode_sparse_attn_swa_inline(
     block_max = pl.create_tensor([T * BLOCKS * N_HEADS, 1], dtype=pl.FP32)
     block_sum = pl.create_tensor([T * BLOCKS * N_HEADS, 1], dtype=pl.FP32)
     block_out = pl.create_tensor([T * BLOCKS * N_HEADS, HEAD_DIM], dtype=pl.FP32)
-    packed = pl.create_tensor([O_GROUPS * T, O_GROUP_IN], dtype=pl.BF16)
+    o_packed = pl.create_tensor([O_GROUPS * T, O_GROUP_IN], dtype=pl.BF16)
 
     with pl.at(level=pl.Level.CORE_GROUP, name_hint="swa_overlay"):
         overlay[0:T, 0:HEAD_DIM] = mtp_kv_overlay[0:T, 0:HEAD_DIM]
@@ -295,12 +295,10 @@ def decode_sparse_attn_swa_inline(
         attend_block(heads, ring_rows, ring_bias, block_max, block_sum, block_out, t, t * BLOCKS * N_HEADS)
         overlay_rows = overlay[0:KEYS, 0:HEAD_DIM]
         overlay_bias = win_bias[t : t + 1, KEYS : 2 * KEYS]
-        attend_block(
-            heads, overlay_rows, overlay_bias, block_max, block_sum, block_out, t, (t * BLOCKS + 1) * N_HEADS
-        )
+        attend_block(heads, overlay_rows, overlay_bias, block_max, block_sum, block_out, t, (t * BLOCKS + 1) * N_HEADS)
 
-    merge_blocks(block_max, block_sum, block_out, attn_sink, freqs_cos, freqs_sin, packed)
-    output_projection(packed, wo_a, wo_b, wo_b_scale, attn_out)
+    merge_blocks(block_max, block_sum, block_out, attn_sink, freqs_cos, freqs_sin, o_packed)
+    output_projection(o_packed, wo_a, wo_b, wo_b_scale, attn_out)
     return attn_out
 
 
