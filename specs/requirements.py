@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from specs.errors import SpecError
+from specs.model import Deployment, ModelConfig
 
 BOX = 16
 """Rows of a cube tile."""
@@ -26,3 +27,23 @@ def require_boxes(op: str, tokens: int) -> None:
     """Raise SpecError unless the cube reaches every row: at most one box of 16, or whole boxes."""
     if tokens > BOX and tokens % BOX:
         raise SpecError(f"{op}: T = {tokens} is more than {BOX} and no multiple of {BOX}")
+
+
+MOST_DECODE_TOKENS = 4
+"""Tokens per request of a decode step: with more, a group of 4 could close twice."""
+
+MOST_POSITIONS = 16384
+"""Positions that the decode pools are made for (contracts/decode_compressor_indexer.md, 0)."""
+
+
+def require_decode(op: str, config: ModelConfig, deployment: Deployment) -> None:
+    """Raise SpecError unless this is a decode step of 1 to 4 tokens per request, over pools of at most 16384
+    positions, and in whole pages.
+    """
+    if deployment.seq > MOST_DECODE_TOKENS:
+        raise SpecError(
+            f"{op}: S = {deployment.seq} tokens per request of the deployment {deployment.name!r}, expected a decode "
+            f"step of 1..{MOST_DECODE_TOKENS}: prefill has ops of its own"
+        )
+    require_between(op, "MAX_SEQ_LEN", config.max_position_embeddings, 512, MOST_POSITIONS)
+    require_multiple(op, "MAX_SEQ_LEN", config.max_position_embeddings, 512)

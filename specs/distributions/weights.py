@@ -115,6 +115,25 @@ class MxFp8Weight:
         return _requantised(weight, round_rows, parts_of(len(weight), FP8_BLOCK), self.dequant_std)
 
 
+@dataclass(frozen=True)
+class TransposedFp8Weight:
+    """MxFp8Weight stored [in, out], with the FP32 scale of every column."""
+
+    dequant_std: float
+    channel_spread: float
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT8 codes."""
+        return self.pair(ctx, spec)[0]
+
+    def pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
+        """Codes and the scale of every output channel."""
+        rows, scales = MxFp8Weight(self.dequant_std, self.channel_spread).pair(
+            ctx, spec.replace(shape=spec.shape[::-1])
+        )
+        return ctx.shared(f"{spec.name}:transposed", rows.t().contiguous), scales
+
+
 def _requantised(
     weight: NDArray[np.float32], round_rows: Callable[[slice], None], parts: list[slice], dequant_std: float
 ) -> Pair:
