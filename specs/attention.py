@@ -1,0 +1,108 @@
+"""What the decode attention ops share: the regimes of positions their cases cover, and what they refuse.
+
+contracts/decode_attention.md 0.2 and A.2. A set of starts serves every preset: specs.distributions.attention says how
+it is folded into the positions there are.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from goldens.numerics.visibility import BLOCK
+from specs.distributions import Constant, MatchingScale, Normal, PooledNormal
+from specs.distributions.attention import LONG, PageTable, RopeAtStarts, RowQ8, UnitRows
+from specs.errors import SpecError
+from specs.model import Deployment, ModelConfig
+from specs.paging import paging
+from specs.requirements import require_between, require_multiple
+from specs.tensors import Distribution, TensorSpec
+
+LAST = -1
+"""The last legal start: MAX_SEQ_LEN - S."""
+
+SWA_STARTS = (LONG, 127, 31, 0, 1, 128, 255, LAST)
+HCA_STARTS = (LONG, 127, 128, 255, 7, 10, 126, LAST)
+CSA_STARTS = (LONG, 0, 3, 7, 127, 128, 255, 511)
+"""The reference's sets (A.2), filled up to eight with boundaries they leave out."""
+
+WINDOW_STARTS = (126, 127, 128, 129, 0, 1, 2, 254)
+"""Around the first full window and its wrap: for S = 2 a step that straddles it comes first."""
+
+BOUNDARY_STARTS = (3, 4, 6, 383, 511, 255, 2, LAST)
+"""Steps that close a group of 4 or 128, or stop one short of it."""
+
+LONG_STARTS = (LAST, 8191, 4095, 2051, 2050, 2049, 2048, 2047)
+"""The end of the range, and where as many slots of ratio 4 are visible as FLASH selects, give or take one."""
+
+COLD_STARTS = (0, 1, 2, 3, 5, 17, 63, 100)
+"""Partial windows, few compressed slots or none."""
+
+
+def require_decode(op: str, config: ModelConfig, deployment: Deployment) -> None:
+    """Raise SpecError for what the decode attention kernels cannot do: T tokens of a step in tiles of 8, at most one
+    cube box of 16 rows; a window of one page."""
+    if deployment.name == "prefill":
+        raise SpecError(f"{op}: a decode op, for a step of a few tokens of each request; prefill has ops of its own")
+    require_multiple(op, "T", deployment.tokens, 8)
+    require_between(op, "T", deployment.tokens, 8, 16)
+    require_between(op, "WIN", config.sliding_window, 128, 128)
+    require_multiple(op, "H", config.num_attention_heads, config.o_groups)
+
+
+def require_whole_tail(op: str, config: ModelConfig) -> None:
+    """Raise SpecError where a ratio-128 list of IDX_TOPK slots cannot hold all of them: the device drops the newest,
+    which leaves a hole before the window (contracts/decode_attention.md, appendix D)."""
+    slots = config.max_position_embeddings // 128
+    if slots > config.index_topk:
+        raise SpecError(
+            f"{op}: {config.max_position_embeddings} positions close {slots} slots of ratio 128, the list holds "
+            f"{config.index_topk}: beyond position {config.index_topk * 128} the newest would be lost"
+        )
+
+
+def kv_tensors(config: ModelConfig, deployment: Deployment, compressed_pages: PageTable) -> tuple[TensorSpec, ...]:
+    """The first six parameters of sparse attention: queries, ring, overlay and compressed pool, rows of unit RMS."""
+    pages, batch, head_dim = paging(config, deployment), deployment.batch, config.head_dim
+    bf16, int32 = torch.bfloat16, torch.int32
+    return (
+        TensorSpec("q", (deployment.tokens, config.num_attention_heads, head_dim), bf16, UnitRows(), "in"),
+        TensorSpec("ori_kv", (pages.ori_block_num, BLOCK, 1, head_dim), bf16, UnitRows(), "in"),
+        TensorSpec("ori_block_table", (batch, pages.ori_max_blocks), int32, PageTable(pages.ori_block_num), "in"),
+        TensorSpec("mtp_kv_overlay", (deployment.tokens, head_dim), bf16, UnitRows(), "in"),
+        TensorSpec("cmp_kv", (pages.cmp_block_num, BLOCK, 1, head_dim), bf16, UnitRows(), "in"),
+        TensorSpec("cmp_block_table", (batch, pages.cmp_max_blocks), int32, compressed_pages, "in"),
+    )
+
+
+def output_tensors(
+    config: ModelConfig, deployment: Deployment, ratio: int, starts: tuple[int, ...]
+) -> tuple[TensorSpec, ...]:
+    """The last parameters of sparse attention: sinks, rotary rows of the tokens, output projection, attn_out."""
+    rope = (deployment.tokens, config.qk_rope_head_dim)
+    bf16 = torch.bfloat16
+    return (
+        TensorSpec("attn_sink", (config.num_attention_heads,), torch.float32, Normal(std=2.0), "in"),
+        TensorSpec("freqs_cos", rope, bf16, RopeAtStarts("cos", ratio, starts), "in"),
+        TensorSpec("freqs_sin", rope, bf16, RopeAtStarts("sin", ratio, starts), "in"),
+        *projection_tensors(config),
+        TensorSpec("attn_out", (deployment.tokens, config.hidden_size), bf16, None, "out"),
+    )
+
+
+def projection_tensors(config: ModelConfig) -> tuple[TensorSpec, ...]:
+    """wo_a, wo_b and its scales: outputs of both projections keep the magnitude of their inputs."""
+    groups, rank, width = config.o_groups, config.o_lora_rank, config.o_group_in
+    wo_b = (config.hidden_size, groups * rank)
+    return (
+        TensorSpec("wo_a", (groups, rank, width), torch.bfloat16, PooledNormal(width**-0.5), "in"),
+        TensorSpec("wo_b", wo_b, torch.int8, RowQ8((groups * rank) ** -0.5), "in"),
+        TensorSpec("wo_b_scale", (config.hidden_size,), torch.float32, MatchingScale("wo_b"), "in"),
+    )
+
+
+def rope_at(ratio: int, starts: tuple[int, ...]) -> dict[str, Distribution]:
+    """The tokens' rotary rows of a layer with that compress ratio."""
+    return {"freqs_cos": RopeAtStarts("cos", ratio, starts), "freqs_sin": RopeAtStarts("sin", ratio, starts)}
+
+
+NO_ROTATION: dict[str, Distribution] = {"freqs_cos": Constant(1.0), "freqs_sin": Constant(0.0)}

@@ -1,0 +1,360 @@
+"""Inputs of decode attention: positions, packed KV lists, pages, rotary rows, KV rows of unit RMS.
+
+contracts/decode_attention.md, CB-1, CB-6 and appendices A and C.2. All draws are vectorised over tokens and rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from goldens.numerics.rope import rope_frequencies, rope_rows_at
+from goldens.numerics.visibility import (
+    BLOCK,
+    MASKED,
+    csa_window,
+    hca_list,
+    hca_slots,
+    window_bias,
+)
+from specs.distributions.basic import PIECE, in_parallel, normals
+from specs.distributions.dense import GROUP, POOL_GROUPS, PooledNormal
+from specs.distributions.quantised import Q8, Pair
+from specs.errors import SpecError
+from specs.model import Deployment, ModelConfig
+from specs.streams import DrawContext
+from specs.tensors import Distribution, TensorSpec
+
+LONG = -1_000_000
+"""In a set of starts: the middle of the position range (8192 at FLASH)."""
+
+UNNAMED_PAGE = -1
+"""Block table entry of a logical page that the request has not reached."""
+
+
+def start_positions(starts: tuple[int, ...], config: ModelConfig, deployment: Deployment) -> Tensor:
+    """INT64 [B]: the first position of each request of the step, `starts` repeated or cut to B.
+
+    LONG is half of all positions; a negative start counts back from the last legal one, MAX_SEQ_LEN - S (which is
+    -1); a start beyond that is folded back, so that one set serves every preset.
+    """
+    last = config.max_position_embeddings - deployment.seq
+    chosen = [starts[b % len(starts)] for b in range(deployment.batch)]
+    places = [(last + 1) // 2 if s == LONG else s + last + 1 if s < 0 else s % (last + 1) for s in chosen]
+    return torch.tensor(places)
+
+
+def step_positions(starts: tuple[int, ...], ctx: DrawContext) -> Tensor:
+    """INT64 [B, S]: consecutive within a request."""
+    first = start_positions(starts, ctx.config, ctx.deployment)
+    return first.unsqueeze(1) + torch.arange(ctx.deployment.seq)
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """N(0, 1) rows along the last axis, each divided by its own RMS, times `gain`."""
+
+    gain: float = 1.0
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Drawn piece by piece of whole rows, each piece from its own stream; FP32, then the cast."""
+        width = spec.shape[-1]
+        flat = torch.empty(math.prod(spec.shape) // width, width, dtype=spec.dtype)
+        step = max(1, PIECE // 4 // width)
+
+        def fill(start: int) -> None:
+            part = flat[start : start + step]
+            rng = ctx.rng(f"{spec.name}#{start // step}")
+            rows = rng.standard_normal(size=tuple(part.shape), dtype=np.float32)
+            rms = np.sqrt(np.einsum("rk,rk->r", rows, rows, dtype=np.float32) / np.float32(width))
+            rows *= (np.float32(self.gain) / rms)[:, None]
+            part.copy_(torch.from_numpy(rows))
+
+        in_parallel(fill, range(0, len(flat), step))
+        return flat.view(spec.shape)
+
+
+@dataclass(frozen=True)
+class RowQ8:
+    """Codes [out, in] of N(0, std^2), quantised per output channel; a matching scale for each.
+
+    Up to POOL_GROUPS groups of 32 this is Q8 of BF16 values, drawn afresh. Beyond, groups of codes come from a pool of
+    that size, and the scales, all nearly equal in an honest draw, differ by up to a third: an exchange is seen.
+    """
+
+    std: float
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT8 codes."""
+        return self.pair(ctx, spec)[0]
+
+    def pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
+        """Codes and the FP32 scale of every output channel."""
+        return ctx.shared(f"{spec.name}:pair", lambda: self._draw_pair(ctx, spec))
+
+    def _draw_pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
+        elements, width = math.prod(spec.shape), spec.shape[-1]
+        if elements <= POOL_GROUPS * GROUP or elements % GROUP:
+            return Q8(PooledNormal(self.std)).pair(ctx, spec)
+        amax = math.sqrt(2.0 * math.log(width))  # of a row of normal numbers, nearly
+        pool = normals(ctx, spec.name, (POOL_GROUPS, GROUP)).mul_(127.0 / amax).round_().clamp_(-127.0, 127.0)
+        groups = elements // GROUP
+        raw = ctx.rng(f"{spec.name}_groups").bit_generator.random_raw(-(-groups // 4))  # 4 indices of 16 bits each
+        chosen = torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")[:groups].astype(np.int32))
+        codes = pool.to(torch.int8).view(torch.int64).index_select(0, chosen).view(torch.int8).view(spec.shape)
+        spread = torch.from_numpy(ctx.rng(f"{spec.name}_spread").random(spec.shape[:-1], dtype=np.float32))
+        return codes, (0.85 + 0.3 * spread) * (self.std * amax / 127.0)
+
+
+@dataclass(frozen=True)
+class ColumnRowQ8:
+    """RowQ8 for codes stored [in, out]: quantised per output column."""
+
+    std: float
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT8 codes."""
+        return self.pair(ctx, spec)[0]
+
+    def pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
+        """Codes [in, out] and the FP32 scale of every column."""
+        wide, narrow = spec.shape
+        if wide * narrow <= POOL_GROUPS * GROUP:
+            codes, scales = RowQ8(self.std).pair(ctx, spec.replace(shape=(narrow, wide)))
+            return codes.t().contiguous(), scales
+        # Pooled groups are drawn independently of their place, so the layout may be that of the tensor.
+        codes, _ = RowQ8(self.std).pair(ctx, spec)
+        amax = math.sqrt(2.0 * math.log(wide))
+        spread = torch.from_numpy(ctx.rng(f"{spec.name}_columns").random(narrow, dtype=np.float32))
+        return codes, (0.85 + 0.3 * spread) * (self.std * amax / 127.0)
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """Block table [B, columns] whose entries are distinct pages of the pool in random order, over all requests.
+
+    starts, rows   where the requests stand, and positions per row of this pool (0: the table has no holes). Logical
+                   pages that the request has not reached by the end of the step hold -1.
+    ring           columns repeat a request's physical pages, as many as the pool has for it
+    """
+
+    pages: int
+    starts: tuple[int, ...] = ()
+    rows: int = 0
+    ring: bool = False
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT32. Raises SpecError for a pool of too few pages."""
+        batch, columns = spec.shape
+        each = self.pages // batch
+        if each < columns and not self.ring:
+            raise SpecError(f"{ctx.op}.{spec.name}: {columns} columns need {batch * columns} pages, not {self.pages}")
+        order = torch.from_numpy(ctx.rng(spec.name).permutation(self.pages)).int()
+        table = order[: batch * each].reshape(batch, each)[:, torch.arange(columns) % each]
+        if not self.rows:
+            return table.contiguous()
+        reached = (step_positions(self.starts, ctx)[:, -1] + 1) // self.rows  # rows in the pool after this step
+        holes = torch.arange(columns) * BLOCK >= reached.unsqueeze(1)
+        return table.masked_fill(holes, UNNAMED_PAGE)
+
+
+@dataclass(frozen=True)
+class RopeAtStarts:
+    """Rows of the rotary table of a layer with compress ratio `ratio`, at the tokens' positions. [T, ROPE_DIM]"""
+
+    part: Literal["cos", "sin"]
+    ratio: int
+    starts: tuple[int, ...]
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Bit copies of the table (contracts/decode_attention.md A.4)."""
+        positions = step_positions(self.starts, ctx).flatten()
+        cos, sin = rope_rows_at(positions, rope_frequencies(ctx.config, self.ratio), spec.dtype)
+        return cos if self.part == "cos" else sin
+
+
+@dataclass(frozen=True)
+class CsaList:
+    """Raw indices of a ratio-4 layer at these starts: the window in physical order, then a random selection.
+
+    As many of the visible slots as there is room for, distinct, in random order (that of their scores).
+    """
+
+    starts: tuple[int, ...]
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT32 [T, columns]."""
+        config = ctx.config
+        win, room = config.sliding_window, config.index_topk
+        positions = step_positions(self.starts, ctx)
+        out = torch.full(spec.shape, -1, dtype=torch.int32)
+        out[:, :win] = csa_window(positions, win)
+        visible = (positions.flatten() + 1) // 4
+        keys = torch.from_numpy(ctx.rng(spec.name).random((len(visible), int(visible.max()) or 1)))
+        keys = keys.masked_fill(torch.arange(keys.shape[1]) >= visible.unsqueeze(1), 2.0)
+        slots = keys.argsort(dim=1)[:, :room]
+        kept = torch.arange(slots.shape[1]) < visible.unsqueeze(1)
+        first = win + ctx.deployment.seq
+        out[:, win : win + slots.shape[1]] = torch.where(kept, first + slots, -1).int()
+        return out
+
+
+@dataclass(frozen=True)
+class HcaList:
+    """Raw indices of a ratio-128 layer at these starts, every closed slot listed."""
+
+    starts: tuple[int, ...]
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT32 [T, columns]."""
+        config = ctx.config
+        positions = step_positions(self.starts, ctx)
+        slots = hca_slots(config.max_position_embeddings, config.index_topk)
+        return hca_list(positions, positions[:, -1] + 1, config.sliding_window, slots)
+
+
+@dataclass(frozen=True)
+class WindowBias:
+    """The additive bias [T, WIN + 128] of a ratio-0 layer at these starts: 0 or -1e20."""
+
+    starts: tuple[int, ...]
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """FP32."""
+        return window_bias(step_positions(self.starts, ctx), ctx.config.sliding_window)
+
+
+@dataclass(frozen=True)
+class BlockMask:
+    """1 where a block of 128 columns of the list holds an index >= 0; 0, or `empty`, where it does not."""
+
+    of: str
+    empty: int = 0
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT32 [T, blocks]."""
+        listed = ctx.tensor(self.of)
+        filled = (listed.reshape(listed.shape[0], -1, BLOCK) >= 0).any(dim=2)
+        return torch.where(filled, 1, self.empty).int()
+
+
+@dataclass(frozen=True)
+class Entries:
+    """How many rows of each kind a token attends, in fixtures that do not follow positions. One entry per token,
+    repeated.
+
+    ring      the first rows of the request's ring
+    overlay   whether the request's first overlay row is attended
+    slots     the first slots of the compressed pool; capped by the room there is
+    """
+
+    ring: tuple[int, ...] = (0,)
+    overlay: tuple[bool, ...] = (False,)
+    slots: tuple[int, ...] = (0,)
+
+    def per_token(self, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """ring, overlay and slots as columns [T, 1]."""
+
+        def column(pattern: tuple[int, ...] | tuple[bool, ...]) -> Tensor:
+            return torch.tensor([pattern[t % len(pattern)] for t in range(tokens)]).unsqueeze(1)
+
+        return column(self.ring), column(self.overlay), column(self.slots)
+
+
+@dataclass(frozen=True)
+class EntryList:
+    """The packed list of `entries`, in the form of a ratio-4 layer (csa) or a ratio-128 layer (hca).
+
+    Ring rows lie in their own columns. The overlay row follows them (csa) or lies in column WIN (hca). Slots begin at
+    column WIN (csa) or WIN + S (hca).
+    """
+
+    form: Literal["csa", "hca"]
+    entries: Entries
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """INT32 [T, columns]."""
+        win, seq = ctx.config.sliding_window, ctx.deployment.seq
+        room = ctx.config.index_topk
+        if self.form == "hca":
+            room = hca_slots(ctx.config.max_position_embeddings, room)
+        ring, overlay, slots = self.entries.per_token(spec.shape[0])
+        column = torch.arange(spec.shape[1])
+        out = torch.where(column < ring.clamp(max=win), column, -1)
+        place = ring if self.form == "csa" else torch.full_like(ring, win)
+        out = torch.where((column == place) & overlay, win, out)
+        first = win if self.form == "csa" else win + seq
+        slot = column - first
+        listed = (slot >= 0) & (slot < slots.clamp(max=room))
+        return torch.where(listed, win + seq + slot, out).int()
+
+
+@dataclass(frozen=True)
+class EntryBias:
+    """The additive bias [T, WIN + 128] of `entries`, of which a ratio-0 layer has no slots."""
+
+    entries: Entries
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """FP32, 0 or -1e20."""
+        win, seq = ctx.config.sliding_window, ctx.deployment.seq
+        tokens = torch.arange(spec.shape[0]).unsqueeze(1)
+        ring, overlay, _ = self.entries.per_token(spec.shape[0])
+        column = torch.arange(spec.shape[1])
+        visible = (column < ring) | ((column - win == tokens - tokens % seq) & overlay)
+        return torch.where(visible, 0.0, MASKED)
+
+
+@dataclass(frozen=True)
+class NamedRows:
+    """KV rows of a paged pool: `base` where a token's list names the row, `unnamed` everywhere else.
+
+    pool    "ring" or "compressed": which raw indices name rows of this pool
+    table   the pool's block table
+    of      the lists; for "ring" a bias [T, WIN + 128] will do, too
+    """
+
+    base: Distribution
+    unnamed: Distribution
+    pool: Literal["ring", "compressed"]
+    table: str
+    of: str
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Both parts have streams of their own, so that another `unnamed` leaves the named rows as they were."""
+        out = self.unnamed.draw(ctx, spec.replace(name=f"{spec.name}_unnamed"))
+        named = self._physical_rows(ctx)
+        out.view(-1, spec.shape[-1])[named] = self.base.draw(ctx, spec).view(-1, spec.shape[-1])[named]
+        return out
+
+    def _physical_rows(self, ctx: DrawContext) -> Tensor:
+        listed, table = ctx.tensor(self.of), ctx.tensor(self.table)
+        win, seq = ctx.config.sliding_window, ctx.deployment.seq
+        if listed.is_floating_point():
+            raw = torch.where(listed[:, :win] == 0, torch.arange(win), -1)
+        else:
+            raw = listed
+        first, past = (0, win) if self.pool == "ring" else (win + seq, torch.iinfo(torch.int32).max)
+        token, column = ((raw >= first) & (raw < past)).nonzero(as_tuple=True)
+        row = raw[token, column].long() - first
+        return table[token // seq, row // BLOCK].long() * BLOCK + row % BLOCK
+
+
+@dataclass(frozen=True)
+class DominantRow:
+    """`base`, but one row of every page holds `value` in all columns."""
+
+    base: Distribution
+    row: int
+    value: float
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """[pages, BLOCK, 1, HEAD_DIM]."""
+        out = self.base.draw(ctx, spec)
+        out[:, self.row] = self.value
+        return out
