@@ -45,7 +45,8 @@ class Judgement:
     """The verdict on one output. `status`: pass, fail, or empty when there was no element to compare.
 
     `reason` says what broke which limit ("" unless failed); `worst` is the element that did so by most, `where` the
-    bad elements per axis. `metrics` is None where shapes or dtypes differ.
+    bad elements per axis. `used`: the largest share of a limit that was taken. `metrics` is None where shapes or dtypes
+    differ.
     """
 
     status: str
@@ -54,6 +55,7 @@ class Judgement:
     reason: str = ""
     worst: Point | None = None
     where: tuple[Axis, ...] = ()
+    used: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -94,6 +96,11 @@ class Comparator(ABC):
         """What breaks a limit over all elements, in words; empty if nothing does."""
         return [] if metrics.over == 0 else [over_text(metrics.over, metrics.compared, 0)]
 
+    def used(self, metrics: Metrics) -> float:
+        """The largest share of any of its limits that an output takes: 0 for bit equality, 1 at a limit. Where a
+        budget of elements may break the per-element rule, that rule is no limit, and the budget is."""
+        return metrics.limit_used
+
     def judge(self, output: Output) -> Judgement:
         """Judge one output. Never raises for what a device may hand back."""
         unlike = _unlike(output.actual, output.expected)
@@ -122,11 +129,12 @@ class Comparator(ABC):
             )
         finite = replace(metrics, over=metrics.over - metrics.nonfinite_bad)
         reasons += self.limits(finite)
+        used = self.used(finite)
         if not reasons:
-            return Judgement(PASS, self.label, metrics)
+            return Judgement(PASS, self.label, metrics, used=used)
         bad = bad_mask(output, rule, everything=metrics.over == 0)
         worst = metrics.worst or metrics.max_abs or first_bad(output, bad)
-        return Judgement(FAIL, self.label, metrics, "; ".join(reasons), worst, locate(bad))
+        return Judgement(FAIL, self.label, metrics, "; ".join(reasons), worst, locate(bad), used)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +185,11 @@ class Close(Comparator):
 
     def limits(self, metrics: Metrics) -> list[str]:
         return _over(metrics, self.over_fraction, self.over_points) + _biased(metrics, self.bias_z)
+
+    def used(self, metrics: Metrics) -> float:
+        allowed = budget(self.over_fraction, self.over_points, metrics.compared)
+        share = _share(metrics.over, allowed) if allowed else metrics.limit_used
+        return max(share, _bias_share(metrics, self.bias_z))
 
     def judge(self, output: Output) -> Judgement:
         judged = super().judge(output)
@@ -265,6 +278,11 @@ class Ulp(Comparator):
             reasons.append(f"differing {_count(metrics.differing, metrics.compared)}, allowed {allowed}")
         return reasons + _biased(metrics, self.bias_z)
 
+    def used(self, metrics: Metrics) -> float:
+        allowed = budget(self.differing_fraction, self.differing_points, metrics.compared)
+        shares = metrics.limit_used, _share(metrics.differing, allowed), _bias_share(metrics, self.bias_z)
+        return max(shares)
+
     def judge(self, output: Output) -> Judgement:
         judged = super().judge(output)
         if judged.status != FAIL or judged.metrics is None or not self.stages:
@@ -277,7 +295,9 @@ class Ulp(Comparator):
         if self.flip_codes is not None:
             valid = self._without_flipped_rows(replace(output, valid=valid), output.stages[self.flip_codes])
         spared = super()._judge(replace(output, valid=valid), self.rule(output))
-        return replace(judged, status=PASS, reason="", worst=None, where=()) if spared.status != FAIL else judged
+        if spared.status == FAIL:
+            return judged
+        return replace(judged, status=PASS, reason="", worst=None, where=(), used=spared.used)
 
     def _without_boundary_cases(self, output: Output, rounded: Tensor) -> Tensor:
         """The valid mask, less the elements one step apart whose boundary the rounded stage all but touches, in as
@@ -346,6 +366,11 @@ class Codes(Comparator):
         if metrics.differing > allowed:
             reasons.append(f"differing {_count(metrics.differing, metrics.compared)}, allowed {allowed}")
         return reasons + _biased(metrics, self.bias_z)
+
+    def used(self, metrics: Metrics) -> float:
+        allowed = budget(self.step_fraction, self.step_points, metrics.compared)
+        shares = metrics.limit_used, _share(metrics.differing, allowed), _bias_share(metrics, self.bias_z)
+        return max(shares)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,6 +498,14 @@ def _biased(metrics: Metrics, limit: float | None) -> list[str]:
     if limit is None or abs(metrics.bias_z) <= limit:
         return []
     return [f"errors have one sign: {metrics.higher} up, {metrics.lower} down (z {metrics.bias_z:.1f}, {limit:g})"]
+
+
+def _share(count: int, allowed: int) -> float:
+    return count / allowed if allowed else math.inf if count else 0.0
+
+
+def _bias_share(metrics: Metrics, limit: float | None) -> float:
+    return 0.0 if not limit else abs(metrics.bias_z) / limit
 
 
 def _fullest_row(bad: Tensor, valid: Tensor | None, fraction: float) -> tuple[int, int, int, int]:

@@ -75,6 +75,7 @@ class Metrics:
 
     elements: all; compared: valid and written; undefined: valid but never written.
     over: compared elements that break the rule, non-finite ones included; over_fraction: over / compared.
+    limit_used: the largest share of its own limit that an element's measure takes (above 1: it breaks the rule).
     differing: distance of at least one step (-0 and +0 are none); bit_equal: compared with equal bits.
     higher, lower: elements with a positive, a negative error; bias_z: (higher - lower) / sqrt(higher + lower).
     nonfinite_actual, nonfinite_expected: NaN and infinities; nonfinite_bad: those that the policy refuses.
@@ -92,6 +93,7 @@ class Metrics:
     compared: int
     undefined: int
     over: int
+    limit_used: float
     differing: int
     bit_equal: int
     higher: int
@@ -156,6 +158,7 @@ class _Partial:
     nonfinite_bad: int = 0
     finite: int = 0
     ulp_max: int = 0
+    limit_used: float = 0.0
     sum_expected: float = 0.0
     sum_diff: float = 0.0
     sum_cross: float = 0.0
@@ -171,8 +174,8 @@ class _Partial:
             mine = getattr(self, name)
             if isinstance(value, _Extreme):
                 mine.take(value.value, value.flat)
-            elif name == "ulp_max":
-                self.ulp_max = max(mine, value)
+            elif name in ("ulp_max", "limit_used"):
+                setattr(self, name, max(mine, value))
             else:
                 setattr(self, name, mine + value)
 
@@ -359,6 +362,8 @@ def _count_differing(total: _Partial, points: Points, rule: Rule) -> None:
     _add_distances(total.histogram, points.distance)
     measured, limit = rule(points)
     excess = measured - limit
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total.limit_used = max(total.limit_used, float(np.nan_to_num(measured / limit, posinf=math.inf).max()))
     bad = int(np.count_nonzero(excess > 0))
     if bad:
         total.over += bad
@@ -408,6 +413,7 @@ def _finish(total: _Partial, actual: Tensor, expected: Tensor) -> Metrics:
         compared=total.compared,
         undefined=total.undefined,
         over=total.over,
+        limit_used=total.limit_used,
         differing=int(total.histogram[1:].sum()),
         bit_equal=total.compared - total.unequal,
         higher=total.higher,

@@ -252,6 +252,7 @@ def _judgement_record(judgement: Judgement) -> dict[str, Any]:
         "status": judgement.status,
         "rule": judgement.label,
         "reason": judgement.reason,
+        "used": judgement.used,
         "metrics": None if judgement.metrics is None else _metrics_record(judgement.metrics),
         "worst": None if judgement.worst is None else dataclasses.asdict(judgement.worst),
         "where": [dataclasses.asdict(axis) for axis in judgement.where],

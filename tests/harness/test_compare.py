@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from harness.compare import COMPARATORS, EMPTY, FAIL, PASS, Close, Codes, Exact, Output, TopK, Ulp, budget
+from harness.compare import COMPARATORS, EMPTY, FAIL, PASS, Close, Codes, Comparator, Exact, Output, TopK, Ulp, budget
 
 EXACT = Exact()
 CLOSE = Close(rtol=0.0, atol=0.5, over_fraction=0.0, over_points=0)
@@ -406,3 +406,26 @@ def test_rejects_a_step_whose_stage_is_not_near_the_boundary():
 def test_rejects_a_near_stage_without_its_limits():
     with pytest.raises(ValueError, match="stand together"):
         Ulp(max_ulp=1, atol_rms=0.0, differing_fraction=0.0, differing_points=0, near_stage="scaled")
+
+
+@pytest.mark.parametrize(
+    ("comparator", "actual", "used"),
+    [
+        (Exact(), [1.0, 2.0], 0.0),
+        (Close(rtol=0.0, atol=0.5, over_fraction=0.0, over_points=0), [1.25, 2.0], 0.5),
+        (Close(rtol=0.0, atol=0.5, over_fraction=0.0, over_points=4), [1.75, 2.0], 0.25),
+        (Ulp(max_ulp=4, atol_rms=0.0, differing_fraction=0.0, differing_points=2), [1.0 + 2**-23, 2.0], 0.5),
+        (Ulp(max_ulp=4, atol_rms=0.0, differing_fraction=0.0, differing_points=4), [1.0 + 3 * 2**-23, 2.0], 0.75),
+    ],
+)
+def test_used_is_the_largest_share_of_a_limit(comparator: Comparator, actual: list[float], used: float):
+    judged = judge(comparator, torch.tensor(actual), torch.tensor([1.0, 2.0]))
+    assert judged.status == PASS
+    assert judged.used == pytest.approx(used)
+
+
+def test_used_beyond_a_limit_of_nothing_is_infinite():
+    strict = Close(rtol=0.0, atol=0.0, over_fraction=0.0, over_points=0)
+    judged = judge(strict, torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]))
+    assert judged.status == FAIL
+    assert judged.used == math.inf
