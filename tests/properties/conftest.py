@@ -4,12 +4,14 @@
 `pytest tests/properties --hypothesis-profile=fuzz`.
 """
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
+PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink]
+"""All but `explain`, which takes longer than the shrinking and lists lines of torch."""
 SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
-settings.register_profile(
-    "ci", max_examples=8, derandomize=True, database=None, deadline=None, suppress_health_check=SLOW_IS_FINE
-)
-settings.register_profile("fuzz", max_examples=400, deadline=None, suppress_health_check=SLOW_IS_FINE, print_blob=True)
+COMMON = {"deadline": None, "phases": PHASES, "suppress_health_check": SLOW_IS_FINE}
+
+settings.register_profile("ci", max_examples=8, derandomize=True, database=None, **COMMON)
+settings.register_profile("fuzz", max_examples=400, print_blob=True, **COMMON)
 settings.load_profile("ci")

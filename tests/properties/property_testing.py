@@ -41,8 +41,15 @@ TOKEN_TENSORS = {
     "hc_post": ("x", "residual", "post", "comb"),
     "gate": ("x_mixed", "input_ids"),
     "expert_shared": ("x_local_i8", "x_local_scale_dq"),
+    "hc_head": ("x_hc",),
+    "mtp_projection": ("hidden_states", "prev_hidden_states"),
+    "qkv_proj_rope": ("x", "rope_cos", "rope_sin"),
+    "lm_head": ("hidden_states",),
 }
-"""Inputs with a row per token. A golden takes any number of them, a kernel only whole tiles."""
+"""Inputs with a row per token (mtp_projection: per request). A golden takes any number of them, a kernel only whole
+tiles."""
+TOKEN_AXIS = {"lm_head": 1}
+"""The axis of those rows, where it is not the first."""
 
 Outputs = dict[str, Tensor]
 Spoil = Callable[[Outputs, dict[str, Any]], Outputs]
@@ -60,17 +67,21 @@ class Trial:
         self.inputs = situation.inputs()
         names = TOKEN_TENSORS.get(situation.op, ())
         if subject == "golden" and names:
-            tokens = data.draw(st.integers(1, self.op.deployment.tokens), label="token rows")
-            self.inputs |= {name: self.inputs[name][:tokens].contiguous() for name in names}
+            axis = TOKEN_AXIS.get(situation.op, 0)
+            tokens = data.draw(st.integers(1, self.inputs[names[0]].shape[axis]), label="token rows")
+            self.inputs |= {name: self.inputs[name].narrow(axis, 0, tokens).contiguous() for name in names}
 
     def __getitem__(self, name: str) -> Any:
         return self.inputs[name]
 
-    def run(self, **changes: Any) -> Outputs:
-        """The outputs with some inputs (of a golden also parameters) replaced; undefined elements are 0."""
+    def run(self, op: Op | None = None, **changes: Any) -> Outputs:
+        """The outputs with some inputs (of a golden also parameters) replaced; undefined elements are 0.
+
+        `op`: the same op at the sizes of the replaced inputs, where these differ from the situation's.
+        """
         if self.subject == "kernel":
             arguments = {**self.inputs, **changes}
-            found = kernel_outputs(self.op, arguments)
+            found = kernel_outputs(op or self.op, arguments)
         else:
             arguments = {**self.inputs, **self.op.parameters, **changes}
             found = golden(self.op.name)(**arguments)
