@@ -64,6 +64,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
             *token_count_cases(tokens),
             *_value_cases(),
         ),
+        parameters={"topk": width},
         validity=_validity,
         world=ranks,
     )

@@ -1,0 +1,183 @@
+"""Golden of moe: the FFN half of a layer on all ranks, hyper-connection mix to hyper-connection mix.
+
+contracts/moe_and_layers.md, sections 5 and 6; the step numbers are those of 5.3. Composed of the goldens of its parts.
+EP ranks, T tokens on each; every expert matmul is exact, so the result for a token depends on nothing but the token.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from goldens.checks import continued, expect, expect_integer
+from goldens.errors import GoldenInputError
+from goldens.expert_routed import expert_routed
+from goldens.expert_shared import expert_shared
+from goldens.gate import gate
+from goldens.hc_post import hc_post
+from goldens.hc_pre import hc_pre
+from goldens.moe_combine import moe_combine
+from goldens.moe_dispatch import moe_dispatch
+
+STAGES = (
+    "x_mixed", "post", "comb", "x_norm", "x_norm_i8", "x_norm_scale", "indices", "weights", "sh", "recv_meta",
+    "recv_count_out", "recv_x_out", "recv_scale_out", "recv_w_out", "recv_r_route_out", "recv_y", "routed_y_buf",
+    "ffn_out", "x_next",
+)  # fmt: skip
+
+
+_GIVEN_TO_GATE = ("x_norm", "indices")
+
+
+def _replicated(name: str, tensor: Tensor, ep: int) -> Tensor:
+    """The one value of a tensor [EP, ...] that all ranks must agree on, bit for bit."""
+    expect(f"moe: {name}", tensor, (ep, *[None] * (tensor.dim() - 1)), tensor.dtype)
+    for rank in range(1, ep):
+        one, first = tensor[rank].contiguous().view(torch.uint8), tensor[0].contiguous().view(torch.uint8)
+        if not torch.equal(one, first):
+            byte = int((one != first).flatten().nonzero()[0])
+            index = torch.unravel_index(torch.tensor(byte // tensor.element_size()), tensor.shape[1:])
+            place = [int(axis) for axis in index]
+            raise GoldenInputError(
+                f"moe: {name}{[rank, *place]} is {tensor[rank][tuple(place)].item()} and on rank 0 "
+                f"{tensor[0][tuple(place)].item()}, expected the same on all ranks"
+            )
+    return tensor[0]
+
+
+def _expert_outputs(received: dict[str, Tensor], routed_weights: tuple[Tensor, ...], swiglu_limit: float) -> Tensor:
+    """Step 5 on every rank: its own experts on the rows that it received. [EP, N_LOCAL, RECV_MAX, D]"""
+    names = ("recv_x_out", "recv_scale_out", "recv_w_out", "recv_count_out")
+    ranks = zip(*(received[name] for name in names), *routed_weights, strict=True)
+    return torch.stack([expert_routed(*tensors, swiglu_limit=swiglu_limit)["recv_y"] for tensors in ranks])
+
+
+def moe(
+    x_hc: Tensor,
+    hc_ffn_fn: Tensor,
+    hc_ffn_scale: Tensor,
+    hc_ffn_base: Tensor,
+    norm_w: Tensor,
+    gate_w: Tensor,
+    gate_bias: Tensor,
+    tid2eid: Tensor,
+    input_ids: Tensor,
+    routed_w1: Tensor,
+    routed_w1_scale: Tensor,
+    routed_w3: Tensor,
+    routed_w3_scale: Tensor,
+    routed_w2: Tensor,
+    routed_w2_scale: Tensor,
+    shared_w1: Tensor,
+    shared_w1_scale: Tensor,
+    shared_w3: Tensor,
+    shared_w3_scale: Tensor,
+    shared_w2: Tensor,
+    shared_w2_scale: Tensor,
+    layer_id: int,
+    num_tokens: int,
+    *,
+    recv_max: int,
+    rms_eps: float,
+    hc_eps: float,
+    sinkhorn_iters: int,
+    n_hash_layers: int,
+    routed_scaling: float,
+    swiglu_limit: float,
+    taps: dict[str, Tensor] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Mix the streams, route each token to K experts anywhere, add the shared one, and mix the result back in.
+
+    x_hc [EP, T, HC, D] BF16; hc_ffn_fn [EP, MIX, HC*D], hc_ffn_scale [EP, 3], hc_ffn_base [EP, MIX], gate_w [EP, N, D],
+    gate_bias [EP, N] FP32, norm_w [EP, D] BF16, tid2eid [EP, VOCAB, K] INT32, the same on all ranks; input_ids [EP, T]
+    INT64; routed weights [EP, N/EP, ...], the shard of each rank, as in expert_routed; shared weights [EP, ...], the
+    same on all ranks, as in expert_shared. Layers below n_hash_layers route by table. The first num_tokens tokens of
+    every rank are active, clamped to 0..T. recv_max is RECV_MAX, rows per expert, RECV_MAX / EP per source. EP may be 1:
+    the reference for every other spread of the same experts.
+
+    Returns x_next [EP, T, HC, D] BF16 (RNE) and overflow [EP, 4] INT32, zeros. For an inactive token the FFN output is
+    that of the shared expert at scale 0, +0.
+
+    `given` may hold stages of a device, with their rank axis: x_mixed, post, comb, x_norm, x_norm_i8, x_norm_scale,
+    indices, weights, sh, recv_y, routed_y_buf, ffn_out. What follows them is then computed from those.
+
+    Raises GoldenInputError for a wrong shape or dtype, replicated tensors that differ between ranks, and whatever the
+    golden of a part refuses; CapacityError if a source has more rows for an expert than its lane holds.
+    """
+    ep, t, _, d = expect("moe: x_hc", x_hc, (None, None, None, None), torch.bfloat16)
+    expect("moe: input_ids", input_ids, (ep, t), torch.int64)
+    expect("moe: routed_w1", routed_w1, (ep, None, None, d), torch.int8)
+    hc_parameters = [
+        _replicated("hc_ffn_fn", hc_ffn_fn, ep),
+        _replicated("hc_ffn_scale", hc_ffn_scale, ep),
+        _replicated("hc_ffn_base", hc_ffn_base, ep),
+    ]
+    router = {
+        "norm_w": _replicated("norm_w", norm_w, ep),
+        "gate_w": _replicated("gate_w", gate_w, ep),
+        "gate_bias": _replicated("gate_bias", gate_bias, ep),
+        "tid2eid": _replicated("tid2eid", tid2eid, ep),
+    }
+    shared_weights = [
+        _replicated("shared_w1", shared_w1, ep),
+        _replicated("shared_w1_scale", shared_w1_scale, ep),
+        _replicated("shared_w3", shared_w3, ep),
+        _replicated("shared_w3_scale", shared_w3_scale, ep),
+        _replicated("shared_w2", shared_w2, ep),
+        _replicated("shared_w2_scale", shared_w2_scale, ep),
+    ]
+    routed_weights = (routed_w1, routed_w1_scale, routed_w3, routed_w3_scale, routed_w2, routed_w2_scale)
+    counts = torch.full((ep, 1), expect_integer("moe: num_tokens", num_tokens), dtype=torch.int32)
+    device = dict(given or {})
+
+    def go_on(stages: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: continued(device, "moe", name, stage) for name, stage in stages.items()}
+
+    def ranked(flat: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.unflatten(0, (ep, t)) for name, tensor in flat.items()}
+
+    # Step 1. Tokens do not meet before dispatch, so all ranks go through a part together where it allows that.
+    mix = hc_pre(x_hc.flatten(0, 1), *hc_parameters, hc_eps=hc_eps, rms_eps=rms_eps, sinkhorn_iters=sinkhorn_iters)
+    mix = go_on(ranked(mix))
+    chosen = [  # step 2, by rank: num_tokens counts the rows of a rank
+        gate(
+            x_mixed=mix["x_mixed"][rank],
+            **router,
+            layer_id=layer_id,
+            num_tokens=num_tokens,
+            input_ids=input_ids[rank],
+            rms_eps=rms_eps,
+            n_hash_layers=n_hash_layers,
+            routed_scaling=routed_scaling,
+            given={name: device[name][rank] for name in _GIVEN_TO_GATE if name in device},
+        )
+        for rank in range(ep)
+    ]
+    tokens = go_on({name: torch.stack([one[name] for one in chosen]) for name in chosen[0]})
+    codes, scales = tokens["x_norm_i8"], tokens["x_norm_scale"]
+    shared = expert_shared(codes.flatten(0, 1), scales.flatten(0, 1), *shared_weights, swiglu_limit=swiglu_limit)
+    shared = go_on(ranked(shared))  # step 3
+    received = moe_dispatch(  # step 4
+        tokens["indices"], codes, scales, tokens["weights"], counts, n_local=routed_w1.shape[1], recv_max=recv_max
+    )
+    recv_y = go_on({"recv_y": _expert_outputs(received, routed_weights, swiglu_limit)})["recv_y"]
+    combined = moe_combine(  # step 6
+        recv_y,
+        received["recv_r_route_out"],
+        shared["sh"],
+        received["recv_meta"],
+        counts,
+        topk=tid2eid.shape[2],
+        given={name: device[name] for name in ("routed_y_buf",) if name in device},
+    )
+    combined = go_on(combined)
+    next_streams = hc_post(  # step 7
+        combined["ffn_out"].flatten(0, 1), x_hc.flatten(0, 1), mix["post"].flatten(0, 1), mix["comb"].flatten(0, 1)
+    )
+    x_next = next_streams["y"].unflatten(0, (ep, t))
+
+    if taps is not None:
+        stages = {**mix, **tokens, **shared, **received, "recv_y": recv_y, **combined, "x_next": x_next}
+        taps.update({name: stages[name] for name in STAGES})
+    return {"x_next": x_next, "overflow": received["overflow"]}
