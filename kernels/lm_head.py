@@ -35,7 +35,7 @@ if VOCAB_PER_TP % BOX:
 
 TILES = T // TOKENS
 BOXES = (T + BOX - 1) // BOX
-COLS = 256 if VOCAB_PER_TP >= 4096 else 96  # leaves a tail in FLASH and in a small vocabulary, for any TP_SIZE
+COLS = min(256 if VOCAB_PER_TP >= 4096 else 96, VOCAB_PER_TP)  # a tail in FLASH and in most small vocabularies
 COL_BLOCKS = VOCAB_PER_TP // COLS
 TAIL_START = COL_BLOCKS * COLS
 TAIL_COLS = VOCAB_PER_TP - TAIL_START

@@ -26,7 +26,11 @@ AXES: Mapping[str, tuple[int | float, ...]] = MappingProxyType(
         "moe_intermediate_size": (128, 256, 384),
         "n_routed_experts": (64, 32, 96),
         "num_experts_per_tok": (6, 8, 2, 1),
-        "vocab_size": (1024, 512),
+        "num_attention_heads": (8, 4, 12),
+        "head_dim": (128, 192, 256),
+        "qk_rope_head_dim": (64, 32),
+        "q_lora_rank": (128, 96, 256),
+        "vocab_size": (1024, 512, 768),
         "num_hash_layers": (3, 1, 0),
         "hc_sinkhorn_iters": (20, 5, 1),
         "rms_norm_eps": (1e-6, 1e-5, 1e-3),
@@ -34,10 +38,13 @@ AXES: Mapping[str, tuple[int | float, ...]] = MappingProxyType(
         "routed_scaling_factor": (1.5, 1.0, 2.5),
         "swiglu_limit": (10.0, 7.0, 0.0),
         "ep_world_size": (8, 4, 2),
+        "tp_size": (2, 4, 8),
     }
 )
-"""Fields of ModelConfig, and `ep_world_size`. Widths are multiples of 128, as tiles and weight grids demand; 768, 384
-and 96 are no powers of two, so that a constant like 1/D is rounded and tiles do not divide evenly."""
+"""Fields of ModelConfig, and `ep_world_size` and `tp_size` of Deployment. Widths are multiples of 128, as tiles and
+weight grids demand, those of heads and of the low rank of 32; 768, 384, 192 and 96 are no powers of two, so that a
+constant like 1/D is rounded and tiles do not divide evenly. Shards of the vocabulary are 64 to 512 ids wide: less than
+a column block, whole ones, and with a tail."""
 
 TOKENS = (8, 16, 24, 32, 40, 64, 128)
 """Token counts of kernels: one row tile of 8, one box of 16, both sides of it, and the prefill size."""

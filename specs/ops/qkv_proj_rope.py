@@ -26,7 +26,8 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     by up to 8 times: with those of the reference, all about 7.8e-4, exchanged columns would not be seen. The rotary
     rows are no rotation, and their second half, which is not read, differs from the first.
 
-    T must be a multiple of 8 and, beyond 16, of 16; D of 128, Q_LORA and HEAD_DIM of 32.
+    T must be a multiple of 8 and, beyond 16, of 16; D of 128, Q_LORA and ROPE_DIM of 32; HEAD_DIM, beyond its rotary
+    lanes, of ROPE_DIM.
     """
     tokens, hidden, lora = deployment.tokens, config.hidden_size, config.q_lora_rank
     heads, head_dim, rope_dim = config.num_attention_heads, config.head_dim, config.qk_rope_head_dim
@@ -34,7 +35,8 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     require_boxes("qkv_proj_rope", tokens)
     require_multiple("qkv_proj_rope", "D", hidden, 128)
     require_multiple("qkv_proj_rope", "Q_LORA", lora, 32)
-    require_multiple("qkv_proj_rope", "HEAD_DIM", head_dim, 32)
+    require_multiple("qkv_proj_rope", "ROPE_DIM", rope_dim, 32)
+    require_multiple("qkv_proj_rope", "HEAD_DIM", head_dim, rope_dim)
     bf16, fp32, int8 = torch.bfloat16, torch.float32, torch.int8
     return Op(
         name="qkv_proj_rope",

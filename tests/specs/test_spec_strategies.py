@@ -19,7 +19,12 @@ from specs.model import TINY
 from specs.registry import Case, all_ops, load_op
 from specs.tensors import Distribution
 
-OPS = ("expert_routed", "expert_shared", "gate", "hc_post", "hc_pre", "rms_norm")
+OPS = (
+    "expert_routed", "expert_shared", "gate", "hc_head", "hc_post", "hc_pre", "lm_head", "mtp_projection",
+    "qkv_proj_rope", "rms_norm",
+)  # fmt: skip
+DEPLOYED = {"ep_world_size": 8, "tp_size": 2}
+"""The plainest values of the axes that are no fields of the model."""
 
 
 def drawn(strategy: st.SearchStrategy[Any], count: int = 200) -> list[Any]:
@@ -87,17 +92,17 @@ def test_deployments_reach_every_kind_every_world_and_more_than_one_box() -> Non
 def test_model_configs_reach_every_value_of_every_axis_and_tiny_itself() -> None:
     found = drawn(strategies.model_configs(), 300)
     for name, values in variations.AXES.items():
-        if name != "ep_world_size":
+        if name not in DEPLOYED:
             assert {getattr(config, name) for config in found} == set(values), name
     assert TINY in found
     for config in found:
         assert config.hidden_size % 128 == config.moe_intermediate_size % 128 == config.n_routed_experts % 16 == 0
+        assert config.head_dim % config.qk_rope_head_dim == config.q_lora_rank % 32 == 0
 
 
 def test_axes_start_with_tiny() -> None:
     for name, values in variations.AXES.items():
-        expected = getattr(TINY, name, 8)
-        assert values[0] == expected
+        assert values[0] == (DEPLOYED[name] if name in DEPLOYED else getattr(TINY, name))
         assert len(set(values)) == len(values) > 1
 
 
@@ -127,6 +132,9 @@ def test_situations_reach_sizes_tokens_cases_and_are_all_possible(op: str) -> No
     tokens = Counter(s.load().deployment.tokens for s in found)
     assert len(tokens) >= 4
     assert len({s.case for s in found}) >= min(6, len(load_op(op).cases) - 1)
+    if op in ("qkv_proj_rope", "lm_head"):
+        varied = {name for s in found for name, _ in s.overrides}
+        assert {"num_attention_heads", "head_dim", "qk_rope_head_dim", "q_lora_rank", "vocab_size", "tp_size"} <= varied
     for situation in found:
         assert not situation.load().case(situation.case).invalid
 
