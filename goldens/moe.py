@@ -93,8 +93,8 @@ def moe(
     gate_bias [EP, N] FP32, norm_w [EP, D] BF16, tid2eid [EP, VOCAB, K] INT32, the same on all ranks; input_ids [EP, T]
     INT64; routed weights [EP, N/EP, ...], the shard of each rank, as in expert_routed; shared weights [EP, ...], the
     same on all ranks, as in expert_shared. Layers below n_hash_layers route by table. The first num_tokens tokens of
-    every rank are active, clamped to 0..T. recv_max is RECV_MAX, rows per expert, RECV_MAX / EP per source. EP may be 1:
-    the reference for every other spread of the same experts.
+    every rank are active, clamped to 0..T. recv_max is RECV_MAX, rows per expert, RECV_MAX / EP per source. EP may be
+    1: the reference for every other spread of the same experts.
 
     Returns x_next [EP, T, HC, D] BF16 (RNE) and overflow [EP, 4] INT32, zeros. For an inactive token the FFN output is
     that of the shared expert at scale 0, +0.
@@ -113,12 +113,8 @@ def moe(
         _replicated("hc_ffn_scale", hc_ffn_scale, ep),
         _replicated("hc_ffn_base", hc_ffn_base, ep),
     ]
-    router = {
-        "norm_w": _replicated("norm_w", norm_w, ep),
-        "gate_w": _replicated("gate_w", gate_w, ep),
-        "gate_bias": _replicated("gate_bias", gate_bias, ep),
-        "tid2eid": _replicated("tid2eid", tid2eid, ep),
-    }
+    gamma, router = _replicated("norm_w", norm_w, ep), _replicated("gate_w", gate_w, ep)
+    bias, table = _replicated("gate_bias", gate_bias, ep), _replicated("tid2eid", tid2eid, ep)
     shared_weights = [
         _replicated("shared_w1", shared_w1, ep),
         _replicated("shared_w1_scale", shared_w1_scale, ep),
@@ -135,18 +131,21 @@ def moe(
         return {name: continued(device, "moe", name, stage) for name, stage in stages.items()}
 
     def ranked(flat: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.unflatten(0, (ep, t)) for name, tensor in flat.items()}
+        return {name: tensor.view(ep, t, *tensor.shape[1:]) for name, tensor in flat.items()}
 
     # Step 1. Tokens do not meet before dispatch, so all ranks go through a part together where it allows that.
     mix = hc_pre(x_hc.flatten(0, 1), *hc_parameters, hc_eps=hc_eps, rms_eps=rms_eps, sinkhorn_iters=sinkhorn_iters)
     mix = go_on(ranked(mix))
     chosen = [  # step 2, by rank: num_tokens counts the rows of a rank
         gate(
-            x_mixed=mix["x_mixed"][rank],
-            **router,
-            layer_id=layer_id,
-            num_tokens=num_tokens,
-            input_ids=input_ids[rank],
+            mix["x_mixed"][rank],
+            gamma,
+            router,
+            bias,
+            layer_id,
+            num_tokens,
+            table,
+            input_ids[rank],
             rms_eps=rms_eps,
             n_hash_layers=n_hash_layers,
             routed_scaling=routed_scaling,
@@ -168,14 +167,14 @@ def moe(
         shared["sh"],
         received["recv_meta"],
         counts,
-        topk=tid2eid.shape[2],
+        topk=table.shape[1],
         given={name: device[name] for name in ("routed_y_buf",) if name in device},
     )
     combined = go_on(combined)
     next_streams = hc_post(  # step 7
         combined["ffn_out"].flatten(0, 1), x_hc.flatten(0, 1), mix["post"].flatten(0, 1), mix["comb"].flatten(0, 1)
     )
-    x_next = next_streams["y"].unflatten(0, (ep, t))
+    x_next = next_streams["y"].view(x_hc.shape)
 
     if taps is not None:
         stages = {**mix, **tokens, **shared, **received, "recv_y": recv_y, **combined, "x_next": x_next}

@@ -56,7 +56,7 @@ def _expect_each_once(
 def _summed(sh: Tensor, routed_y_buf: Tensor, topk: int) -> Tensor:
     """Step 4 before its last rounding: shared first, then k ascending. [EP, T, D] FP32"""
     total = sh.float()
-    for choice in routed_y_buf.unflatten(1, (-1, topk)).unbind(2):
+    for choice in routed_y_buf.view(len(sh), -1, topk, sh.shape[2]).unbind(2):
         total += choice
     return total
 

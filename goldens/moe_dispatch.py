@@ -57,7 +57,7 @@ def moe_dispatch(
         """Values [R, ...] of the routes in their compact rows. [EP, N_LOCAL, RECV_MAX, ...]"""
         rows = torch.zeros(ep * n_local, recv_max, *values.shape[1:], dtype=values.dtype)
         rows[routes.expert, routes.row] = values
-        return rows.unflatten(0, (ep, n_local))
+        return rows.view(ep, n_local, *rows.shape[1:])
 
     recv_meta = meta_of(loads)
     outputs = {
