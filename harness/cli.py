@@ -1,4 +1,4 @@
-"""The command `goldengate`: verify, equiv, fuzz, list, golden, run-file.
+"""The command `goldengate`: verify, equiv, fuzz, list, golden, mutate, run-file.
 
 Exit codes: 0 all verified and passed, 1 something failed, 2 bad input or usage (one line on stderr), 3 nothing
 failed but something is unverified, 4 an error of goldengate itself (with a traceback).
@@ -11,7 +11,8 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -23,6 +24,7 @@ from harness.devices.base import KernelRefused
 from harness.errors import UsageError
 from harness.execute import execute
 from harness.foreign import command as run_file
+from harness.mutate import command as mutate
 from harness.run import Run
 from harness.selection import Selection, expand, kernel_file, numbers, override
 from harness.tolerances import DEFAULT_PATH, load_tolerances
@@ -80,6 +82,7 @@ def build_parser() -> _Parser:
     verify.add_argument("--checks", choices=("on", "off"), default="on", help="off: no race detector, no warnings")
     verify.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
     verify.add_argument("--json", metavar="FILE", help="write every figure of every run")
+    verify.add_argument("--record", metavar="DIR-or-URL", help="append the results to this store")
     verify.add_argument("-j", "--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
     verify.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first failure")
     verify.add_argument("-v", "--verbose", action="store_true", help="a row per run, all failures and notes")
@@ -117,6 +120,7 @@ def build_parser() -> _Parser:
     _add_configuration(golden, many=False)
     golden.add_argument("--save", metavar="DIR", help="write inputs and outputs as a snapshot below DIR")
 
+    mutate.add_arguments(commands.add_parser("mutate", help="make kernels wrong and count what the gate rejects"))
     run_file.add_arguments(commands.add_parser("run-file", help="run a kernel script unmodified on the emulator"))
     return parser
 
@@ -208,9 +212,9 @@ def _verify(arguments: argparse.Namespace) -> int:
         checks=arguments.checks,
         tolerances=arguments.tolerances,
     )
-    with _writable(arguments.json) as json_file:
+    with _writable(arguments.json) as json_file, recording(arguments.record) as record:
         start = time.perf_counter()
-        verdicts = _with_progress(runs, arguments.jobs, arguments.exitfirst)
+        verdicts = _with_progress(runs, arguments.jobs, arguments.exitfirst, record)
         _print_verdicts(verdicts, time.perf_counter() - start, arguments.verbose)
         for reason in left_out:
             print(f"left out: {reason}")
@@ -239,10 +243,26 @@ class _writable:
             self.file.close()
 
 
-def _with_progress(runs: Sequence[Run], jobs: int, exitfirst: bool) -> list[Verdict]:
+@contextmanager
+def recording(store: str | None) -> Iterator[Callable[[Verdict], None]]:
+    """What to call with every verdict: it is recorded at once where a store was named."""
+    if store is None:
+        yield lambda _: None
+        return
+    from harness.history.recorder import Recorder
+    from harness.history.store import Store
+
+    with Recorder(Store(store)) as recorder:
+        yield recorder.add
+
+
+def _with_progress(
+    runs: Sequence[Run], jobs: int, exitfirst: bool, record: Callable[[Verdict], None]
+) -> list[Verdict]:
     show = sys.stderr.isatty()
     verdicts: list[Verdict] = []
     for verdict in execute(runs, jobs):
+        record(verdict)
         verdicts.append(verdict)
         if show:
             ahead = runs[min(len(verdicts), len(runs) - 1)].id
