@@ -72,13 +72,13 @@ if (BLOCKS - 1) * KEYS > SCORE_LEN:
 def query_rope_rows(
     rope_cos: pl.Tensor[[T, ROPE_DIM], pl.BF16],
     rope_sin: pl.Tensor[[T, ROPE_DIM], pl.BF16],
-    step_cos: pl.Out[pl.Tensor[[T, ROPE_HALF], pl.FP32]],
-    step_sin: pl.Out[pl.Tensor[[T, ROPE_HALF], pl.FP32]],
+    idx_cos: pl.Out[pl.Tensor[[T, ROPE_HALF], pl.FP32]],
+    idx_sin: pl.Out[pl.Tensor[[T, ROPE_HALF], pl.FP32]],
 ):
     """The tokens' rotary rows as the indexer takes them: FP32, without the repeated half."""
     with pl.at(level=pl.Level.CORE_GROUP, name_hint="attention_query_rope_rows"):
-        step_cos[0:T, 0:ROPE_HALF] = pl.cast(rope_cos[0:T, 0:ROPE_HALF], pl.FP32)
-        step_sin[0:T, 0:ROPE_HALF] = pl.cast(rope_sin[0:T, 0:ROPE_HALF], pl.FP32)
+        idx_cos[0:T, 0:ROPE_HALF] = pl.cast(rope_cos[0:T, 0:ROPE_HALF], pl.FP32)
+        idx_sin[0:T, 0:ROPE_HALF] = pl.cast(rope_sin[0:T, 0:ROPE_HALF], pl.FP32)
 
 
 @pl.jit.inline
@@ -211,8 +211,8 @@ def decode_attention_csa_inline(
     rope_sin = pl.create_tensor([T, ROPE_DIM], dtype=pl.BF16)
     cmp_cos = pl.create_tensor([B, ROPE_HALF], dtype=pl.FP32)
     cmp_sin = pl.create_tensor([B, ROPE_HALF], dtype=pl.FP32)
-    step_cos = pl.create_tensor([T, ROPE_HALF], dtype=pl.FP32)
-    step_sin = pl.create_tensor([T, ROPE_HALF], dtype=pl.FP32)
+    idx_cos = pl.create_tensor([T, ROPE_HALF], dtype=pl.FP32)
+    idx_sin = pl.create_tensor([T, ROPE_HALF], dtype=pl.FP32)
     x_normed = pl.create_tensor([T, D], dtype=pl.BF16)
     q = pl.create_tensor([T, N_HEADS, HEAD_DIM], dtype=pl.BF16)
     kv = pl.create_tensor([T, HEAD_DIM], dtype=pl.BF16)
@@ -231,7 +231,7 @@ def decode_attention_csa_inline(
     hc_pre_inline(x_hc, hc_attn_fn, hc_attn_scale, hc_attn_base, x_mixed, post, comb)
     rope_rows(freqs_cos, freqs_sin, position_ids, rope_cos, rope_sin)
     request_rope_rows(freqs_cos, freqs_sin, position_ids, RATIO, cmp_cos, cmp_sin)
-    query_rope_rows(rope_cos, rope_sin, step_cos, step_sin)
+    query_rope_rows(rope_cos, rope_sin, idx_cos, idx_sin)
     rms_norm_inline(x_mixed, attn_norm_w, x_normed)
     qkv_proj_rope_inline(
         x_normed, wq_a, wq_b, wq_b_scale, wkv, rope_cos, rope_sin, gamma_cq, gamma_ckv, q, kv, qr, qr_scale
@@ -259,8 +259,8 @@ def decode_attention_csa_inline(
         idx_wq_b,
         idx_wq_b_scale,
         weights_proj,
-        step_cos,
-        step_sin,
+        idx_cos,
+        idx_sin,
         cmp_cos,
         cmp_sin,
         hadamard_idx,
