@@ -10,11 +10,11 @@ import torch
 
 from goldens.numerics.visibility import BLOCK
 from specs.distributions import Constant, MatchingScale, Normal, PooledNormal
-from specs.distributions.attention import LONG, PageTable, RopeAtStarts, RowQ8, UnitRows
+from specs.distributions.attention import LONG, PageTable, PooledQ8, RopeAtStarts, UnitRows
 from specs.errors import SpecError
 from specs.model import Deployment, ModelConfig
 from specs.paging import paging
-from specs.requirements import require_between, require_multiple
+from specs.requirements import require_between, require_decode, require_multiple
 from specs.tensors import Distribution, TensorSpec
 
 LAST = -1
@@ -38,11 +38,10 @@ COLD_STARTS = (0, 1, 2, 3, 5, 17, 63, 100)
 """Partial windows, few compressed slots or none."""
 
 
-def require_decode(op: str, config: ModelConfig, deployment: Deployment) -> None:
-    """Raise SpecError for what the decode attention kernels cannot do: T tokens of a step in tiles of 8, at most one
-    cube box of 16 rows; a window of one page."""
-    if deployment.name == "prefill":
-        raise SpecError(f"{op}: a decode op, for a step of a few tokens of each request; prefill has ops of its own")
+def require_step(op: str, config: ModelConfig, deployment: Deployment) -> None:
+    """Raise SpecError for what the decode attention kernels cannot do: T tokens of a decode step in tiles of 8, at most
+    one cube box of 16 rows; a window of one page."""
+    require_decode(op, config, deployment)
     require_multiple(op, "T", deployment.tokens, 8)
     require_between(op, "T", deployment.tokens, 8, 16)
     require_between(op, "WIN", config.sliding_window, 128, 128)
@@ -95,7 +94,7 @@ def projection_tensors(config: ModelConfig) -> tuple[TensorSpec, ...]:
     wo_b = (config.hidden_size, groups * rank)
     return (
         TensorSpec("wo_a", (groups, rank, width), torch.bfloat16, PooledNormal(width**-0.5), "in"),
-        TensorSpec("wo_b", wo_b, torch.int8, RowQ8((groups * rank) ** -0.5), "in"),
+        TensorSpec("wo_b", wo_b, torch.int8, PooledQ8((groups * rank) ** -0.5), "in"),
         TensorSpec("wo_b_scale", (config.hidden_size,), torch.float32, MatchingScale("wo_b"), "in"),
     )
 

@@ -23,7 +23,7 @@ from goldens.numerics.visibility import (
     window_bias,
 )
 from specs.distributions.basic import PIECE, in_parallel, normals
-from specs.distributions.dense import GROUP, POOL_GROUPS, PooledNormal
+from specs.distributions.dense import GROUP, POOL_GROUPS, ColumnQ8, PooledNormal, pooled_places
 from specs.distributions.quantised import Q8, Pair
 from specs.errors import SpecError
 from specs.model import Deployment, ModelConfig
@@ -80,14 +80,17 @@ class UnitRows:
 
 
 @dataclass(frozen=True)
-class RowQ8:
-    """Codes [out, in] of N(0, std^2), quantised per output channel; a matching scale for each.
+class PooledQ8:
+    """Codes of N(0, std^2), quantised per output channel, and a matching scale for each.
+
+    outputs   "rows": codes [out, in]; "columns": codes [in, out]
 
     Up to POOL_GROUPS groups of 32 this is Q8 of BF16 values, drawn afresh. Beyond, groups of codes come from a pool of
-    that size, and the scales, all nearly equal in an honest draw, differ by up to a third: an exchange is seen.
+    that size, and the scales, which an honest draw makes nearly equal, spread by 15 % either way: an exchange is seen.
     """
 
     std: float
+    outputs: Literal["rows", "columns"] = "rows"
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """INT8 codes."""
@@ -98,40 +101,19 @@ class RowQ8:
         return ctx.shared(f"{spec.name}:pair", lambda: self._draw_pair(ctx, spec))
 
     def _draw_pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
-        elements, width = math.prod(spec.shape), spec.shape[-1]
+        elements = math.prod(spec.shape)
         if elements <= POOL_GROUPS * GROUP or elements % GROUP:
-            return Q8(PooledNormal(self.std)).pair(ctx, spec)
-        amax = math.sqrt(2.0 * math.log(width))  # of a row of normal numbers, nearly
-        pool = normals(ctx, spec.name, (POOL_GROUPS, GROUP)).mul_(127.0 / amax).round_().clamp_(-127.0, 127.0)
-        groups = elements // GROUP
-        raw = ctx.rng(f"{spec.name}_groups").bit_generator.random_raw(-(-groups // 4))  # 4 indices of 16 bits each
-        chosen = torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")[:groups].astype(np.int32))
+            values = PooledNormal(self.std)
+            exact = Q8(values) if self.outputs == "rows" else ColumnQ8(values)
+            # Under a label of its own: the pair of this tensor is what is being drawn.
+            return exact.pair(ctx, spec.replace(name=f"{spec.name}_exact"))
+        width, channels = spec.shape[::-1] if self.outputs == "rows" else spec.shape
+        unit = math.sqrt(2.0 * math.log(width)) / 127.0  # of code 1: the largest of a row of normal numbers, nearly
+        pool = normals(ctx, spec.name, (POOL_GROUPS, GROUP)).div_(unit).round_().clamp_(-127.0, 127.0)
+        chosen = pooled_places(ctx, spec.name, elements // GROUP)
         codes = pool.to(torch.int8).view(torch.int64).index_select(0, chosen).view(torch.int8).view(spec.shape)
-        spread = torch.from_numpy(ctx.rng(f"{spec.name}_spread").random(spec.shape[:-1], dtype=np.float32))
-        return codes, (0.85 + 0.3 * spread) * (self.std * amax / 127.0)
-
-
-@dataclass(frozen=True)
-class ColumnRowQ8:
-    """RowQ8 for codes stored [in, out]: quantised per output column."""
-
-    std: float
-
-    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
-        """INT8 codes."""
-        return self.pair(ctx, spec)[0]
-
-    def pair(self, ctx: DrawContext, spec: TensorSpec) -> Pair:
-        """Codes [in, out] and the FP32 scale of every column."""
-        wide, narrow = spec.shape
-        if wide * narrow <= POOL_GROUPS * GROUP:
-            codes, scales = RowQ8(self.std).pair(ctx, spec.replace(shape=(narrow, wide)))
-            return codes.t().contiguous(), scales
-        # Pooled groups are drawn independently of their place, so the layout may be that of the tensor.
-        codes, _ = RowQ8(self.std).pair(ctx, spec)
-        amax = math.sqrt(2.0 * math.log(wide))
-        spread = torch.from_numpy(ctx.rng(f"{spec.name}_columns").random(narrow, dtype=np.float32))
-        return codes, (0.85 + 0.3 * spread) * (self.std * amax / 127.0)
+        spread = torch.from_numpy(ctx.rng(f"{spec.name}_spread").random(channels, dtype=np.float32))
+        return codes, (0.85 + 0.3 * spread) * (self.std * unit)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,11 @@ class PooledNormal:
         if elements <= POOL_GROUPS * GROUP or elements % GROUP:
             return normals(ctx, spec.name, spec.shape).mul_(self.std).to(spec.dtype)
         pool = normals(ctx, spec.name, (POOL_GROUPS, GROUP)).mul_(self.std).to(spec.dtype)
-        groups = elements // GROUP
-        raw = ctx.rng(f"{spec.name}_groups").bit_generator.random_raw(-(-groups // 4))  # 4 indices of 16 bits each
-        chosen = raw.astype("<u8", copy=False).view("<u2")[:groups].astype(np.int32)
-        return pool.view(torch.int64).index_select(0, torch.from_numpy(chosen)).view(spec.dtype).view(spec.shape)
+        chosen = pooled_places(ctx, spec.name, elements // GROUP)
+        return pool.view(torch.int64).index_select(0, chosen).view(spec.dtype).view(spec.shape)
+
+
+def pooled_places(ctx: DrawContext, label: str, groups: int) -> Tensor:
+    """INT32 [groups]: which of POOL_GROUPS groups stands in each place, uniform, with replacement."""
+    raw = ctx.rng(f"{label}_groups").bit_generator.random_raw(-(-groups // 4))  # 4 indices of 16 bits each
+    return torch.from_numpy(raw.astype("<u8", copy=False).view("<u2")[:groups].astype(np.int32))

@@ -14,7 +14,7 @@ from specs.attention import (
     WINDOW_STARTS,
     kv_tensors,
     output_tensors,
-    require_decode,
+    require_step,
     rope_at,
 )
 from specs.distributions import Constant, Rows, Uniform
@@ -52,7 +52,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     T must be 8 or 16, WIN 128.
     """
     name = "decode_sparse_attn_csa"
-    require_decode(name, config, deployment)
+    require_step(name, config, deployment)
     tokens = deployment.tokens
     columns = csa_columns(config.sliding_window, config.index_topk)
     pages = paging(config, deployment).cmp_block_num

@@ -14,7 +14,7 @@ from specs.attention import (
     WINDOW_STARTS,
     kv_tensors,
     output_tensors,
-    require_decode,
+    require_step,
     require_whole_tail,
     rope_at,
 )
@@ -42,7 +42,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     T must be 8 or 16, WIN 128. Refused where the list has no room for all slots (PRO): the newest would be lost.
     """
     name = "decode_sparse_attn_hca"
-    require_decode(name, config, deployment)
+    require_step(name, config, deployment)
     require_whole_tail(name, config)
     slots = hca_slots(config.max_position_embeddings, config.index_topk)
     columns = hca_columns(config.sliding_window, deployment.seq, slots)

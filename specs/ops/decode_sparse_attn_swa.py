@@ -13,7 +13,7 @@ from specs.attention import (
     WINDOW_STARTS,
     kv_tensors,
     output_tensors,
-    require_decode,
+    require_step,
     rope_at,
 )
 from specs.distributions import Constant, Integers, Rows, Uniform
@@ -38,7 +38,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     T must be 8 or 16, WIN 128.
     """
     name = "decode_sparse_attn_swa"
-    require_decode(name, config, deployment)
+    require_step(name, config, deployment)
     tokens, win = deployment.tokens, config.sliding_window
     stale = Integers(-(2**31), 2**31 - 1)
     parameters = kv_tensors(config, deployment, PageTable(0))
