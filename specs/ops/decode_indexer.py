@@ -117,6 +117,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
             "rms_eps": config.rms_norm_eps,
             "index_topk": config.index_topk,
             "weights_scale": config.index_weights_scale,
+            "score_len": scores,
         },
         validity=_validity,
         mapping=_mapping,

@@ -62,7 +62,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
             mapping("csa_inner_state_slot_mapping"),
         ),
         cases=_cases(config, deployment),
-        parameters={"window": config.sliding_window, "max_seq_len": config.max_position_embeddings},
+        parameters={"seq": seq, "window": config.sliding_window, "max_seq_len": config.max_position_embeddings},
     )
 
 
