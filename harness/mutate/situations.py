@@ -1,0 +1,49 @@
+"""On what a mutant is run: the strongest that the op has, in an order that finds most wrong kernels early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.errors import UsageError, did_you_mean
+from harness.run import Run
+from specs.errors import SpecError
+from specs.registry import load_op
+
+OTHERS: tuple[tuple[str, tuple[tuple[str, int | float], ...]], ...] = (
+    ("decode_mtp", ()),
+    ("prefill", ()),
+    ("decode", (("tokens", 24),)),
+    ("decode", (("hc_eps", 1e-3), ("rms_norm_eps", 1e-3))),
+)
+"""Configurations besides TINY's decode, run with the default case: several row tiles, a last box that is half full,
+epsilons that can be seen (1e-6 is below the last bit of most sums)."""
+
+
+def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()) -> list[Run]:
+    """The runs of an op at TINY that decide about a mutant, the default case first.
+
+    Every valid case (or the named ones) with the first seed in program order; the default case in OTHERS; every
+    case again with each further seed, which seeds the schedule too. Raises UsageError for a case that there is not.
+    """
+    loaded = load_op(op)
+    valid = [case for case in loaded.cases if not case.invalid]
+    for name in cases:
+        if name not in [case.name for case in valid]:
+            raise UsageError(f"unknown case {name!r}{did_you_mean(name, [case.name for case in valid])}")
+    chosen = [case for case in valid if not cases or case.name in cases]
+    chosen.sort(key=lambda case: (case.name != "default", "rounding" not in case.tags))
+    runs = [Run(op, case=case.name, seed=seeds[0]) for case in chosen]
+    first = runs[0]
+    for deployment, overrides in OTHERS:
+        if _possible(op, deployment, dict(overrides)):
+            runs.append(replace(first, deployment=deployment, overrides=overrides))
+    return runs + [Run(op, case=case.name, seed=seed, schedule=seed) for seed in seeds[1:] for case in chosen]
+
+
+def _possible(op: str, deployment: str, overrides: dict[str, int | float]) -> bool:
+    try:
+        load_op(op, "tiny", deployment, **overrides)
+    except SpecError:
+        return False
+    return True

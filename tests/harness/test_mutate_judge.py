@@ -1,0 +1,172 @@
+"""What becomes of a mutant: each outcome by a kernel made for it, the other gates by hand-made outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.compare import Exact
+from harness.devices import get_device
+from harness.errors import UsageError
+from harness.metrics import Metrics
+from harness.mutate.judge import EQUIVALENT, KILLED, OURS, REFUSED, SURVIVED, Judge, Outcome
+from harness.mutate.mutants import ROOT, Mutant
+from harness.mutate.pool import Settings, judge_all
+from harness.mutate.rivals import GATES, reference_check, rejected
+from harness.mutate.situations import situations
+from harness.tolerances import Tolerances, load_tolerances
+
+KERNEL = ROOT / "kernels" / "rms_norm.py"
+CAST = 'pl.BF16, mode="rint")'
+
+
+def wrong(before: str, after: str) -> str:
+    text = KERNEL.read_text(encoding="utf-8")
+    assert before in text
+    return text.replace(before, after)
+
+
+def loose() -> Tolerances:
+    """One ULP anywhere, in any direction."""
+    entry = load_tolerances()["rms_norm"]["x_normed"]
+    comparator = replace(entry.comparator, differing_fraction=1.0, bias_z=None)
+    return {"rms_norm": {"x_normed": replace(entry, comparator=comparator)}}
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> Callable[..., Outcome]:
+    def run(text: str, tolerances: Tolerances | None = None, cases: tuple[str, ...] = ("default", "tiny")) -> Outcome:
+        file = tmp_path / "rms_norm.py"
+        file.write_text(text, encoding="utf-8")
+        runs = situations("rms_norm", (0,), cases)[: len(cases)]
+        return Judge(runs, get_device("emulator"), tolerances or load_tolerances()).judge(file)
+
+    return run
+
+
+def test_killed_by_a_verdict(judge: Callable[..., Outcome]) -> None:
+    outcome = judge(wrong(CAST, 'pl.BF16, mode="trunc")'))
+    assert (outcome.status, outcome.how) == (KILLED, "verdict")
+    assert outcome.where == "rms_norm-tiny-decode-default-seed0"
+    assert outcome.reason.startswith("x_normed: ")
+    assert outcome.default[OURS] is True
+    assert outcome.default["cosine"] is False
+
+
+def test_survives_where_a_tolerance_is_too_wide(judge: Callable[..., Outcome]) -> None:
+    outcome = judge(wrong(CAST, 'pl.BF16, mode="trunc")'), loose())
+    assert (outcome.status, outcome.how, outcome.reason) == (SURVIVED, "", "")
+
+
+def test_killed_by_a_later_case(judge: Callable[..., Outcome]) -> None:
+    outcome = judge(wrong("pl.add(mean_square, RMS_EPS)", "pl.add(mean_square, 0.0)"))
+    assert (outcome.status, outcome.where) == (KILLED, "rms_norm-tiny-decode-tiny-seed0")
+    assert not any(outcome.default.values())
+
+
+def test_killed_by_a_fault_which_every_gate_notices(judge: Callable[..., Outcome]) -> None:
+    outcome = judge(wrong("d0 = c * CHUNK", "d0 = (c + 1) * CHUNK"))
+    assert (outcome.status, outcome.how) == (KILLED, "fault")
+    assert set(outcome.default) == {OURS, *GATES}
+    assert all(outcome.default.values())
+
+
+def test_refused_by_the_checker(judge: Callable[..., Outcome]) -> None:
+    outcome = judge(wrong("pl.recip(pl.sqrt", "pl.no_such_op(pl.sqrt"))
+    assert outcome.status == REFUSED
+    assert "no_such_op" in outcome.reason
+
+
+def test_equivalent_when_every_bit_is_the_same(judge: Callable[..., Outcome]) -> None:
+    same = wrong("pl.add(mean_square, RMS_EPS)", "pl.add(pl.add(mean_square, 0.0), RMS_EPS)")
+    assert judge(same).status == EQUIVALENT
+
+
+def test_a_shipped_kernel_that_fails_judges_nothing(judge: Callable[..., Outcome]) -> None:
+    class Never(Exact):
+        def limits(self, metrics: Metrics) -> list[str]:
+            return ["never passes"]
+
+    never = replace(load_tolerances()["rms_norm"]["x_normed"], comparator=Never())
+    with pytest.raises(UsageError, match="the shipped kernel fails here"):
+        judge(KERNEL.read_text(encoding="utf-8"), {"rms_norm": {"x_normed": never}})
+
+
+def test_situations_are_the_strongest_of_the_op() -> None:
+    runs = situations("rms_norm", (0, 3))
+    assert runs[0].case == "default"
+    assert {run.case for run in runs if run.seed == 3} == {run.case for run in runs if run.seed == 0}
+    assert {run.schedule for run in runs if run.seed == 3} == {3}
+    assert {"decode_mtp", "prefill"} <= {run.deployment for run in runs}
+    assert any(dict(run.overrides).get("hc_eps") == 1e-3 for run in runs)
+    assert len(set(runs)) == len(runs)
+
+
+def test_situations_refuse_an_unknown_case() -> None:
+    with pytest.raises(UsageError, match="unknown case 'defualt'; did you mean default"):
+        situations("rms_norm", (0,), ("defualt",))
+
+
+def mutant(text: str, line: int) -> Mutant:
+    return Mutant("rms_norm", "cast_mode", "kernels/rms_norm.py", line, 1, 0, text)
+
+
+@pytest.mark.slow  # starts processes, and waits for one that hangs
+def test_processes_outlive_endless_loops_and_crashes() -> None:
+    hang = mutant("while True:\n    pass\n", 1)
+    crash = mutant("import os\nos._exit(3)\n", 2)
+    hungry = mutant("import numpy\nkept = [numpy.ones(1 << 27) for _ in range(100)]\n", 3)
+    fine = mutant(wrong(CAST, 'pl.BF16, mode="trunc")'), 4)
+    found = dict(judge_all([hang, crash, hungry, fine], Settings(seeds=(0,), cases=("default",), limit=6.0)))
+    assert (found[hang].status, found[hang].how) == (KILLED, "limit")
+    assert found[crash].how == "crash"
+    assert "exit code 3" in found[crash].reason
+    assert found[hungry].status in (KILLED, REFUSED)
+    assert found[fine].how == "verdict"
+
+
+RULES = {
+    "ratio_allclose(atol 1e-4, rtol 1/128, ratio 0.005)": (1.0078, 1.02),
+    "allclose(atol 1e-3, rtol 1e-3)": (1.001, 1.01),
+    "ratio_reldiff(diff_thd 2e-3, pct_thd 0.01) over the whole buffer": (1.001, 1.01),
+    "ratio_reldiff(diff_thd 0.01, pct_thd 1, max_diff_hd 0.5)": (1.5, 3.0),
+    "exact": (1.0, 1.0000001),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_reference_rules_accept_and_reject(rule: str) -> None:
+    check = reference_check(rule)
+    assert check is not None
+    near, far = RULES[rule]
+    ones = torch.ones(1000)
+    assert check(ones * near, ones, {})
+    assert not check(ones * far, ones, {})
+
+
+@pytest.mark.parametrize("rule", ["", "none", "ratio_allclose", "ratio_allclose(atol x)", "ratio_allclose(atol 1)"])
+def test_a_text_without_a_rule_is_none(rule: str) -> None:
+    assert reference_check(rule) is None
+
+
+def test_top_k_rule_looks_at_the_values() -> None:
+    check = reference_check("topk_pair_compare(weights)")
+    assert check is not None
+    actual, golden = torch.tensor([[1, 0, 2]]), torch.tensor([[0, 1, 2]])
+    assert check(actual, golden, {"weights": torch.tensor([[2.0, 2.0, 1.0]])})
+    assert not check(actual, golden, {"weights": torch.tensor([[1.0, 2.0, 3.0]])})
+
+
+def test_rivals_read_zero_where_nothing_was_written_and_skip_what_is_open() -> None:
+    golden = {"y": torch.zeros(4)}
+    left = {"y": torch.tensor([0.0, 7.0, 7.0, 0.0])}
+    third, second = torch.tensor([False, False, True, False]), torch.tensor([False, True, False, False])
+    rules = {"y": "allclose(atol 1e-3, rtol 0)"}
+    said = rejected(left, golden, {"y": ~third}, {"y": second}, rules)
+    assert said == {"reference": False, "assert_close": False, "cosine": False}
+    assert all(rejected(left, golden, {"y": ~third}, {}, rules).values())
+    assert rejected(left, golden, {}, {}, {})["reference"] is None
