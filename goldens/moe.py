@@ -4,7 +4,7 @@ contracts/moe_and_layers.md, sections 5 and 6; the step numbers are those of 5.3
 EP ranks, T tokens on each; every expert matmul is exact, so the result for a token depends on nothing but the token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ from goldens.moe_combine import moe_combine
 from goldens.moe_dispatch import moe_dispatch
 
 STAGES = (
-    "x_mixed", "post", "comb", "x_norm", "x_norm_i8", "x_norm_scale", "indices", "weights", "sh", "recv_meta",
-    "recv_count_out", "recv_x_out", "recv_scale_out", "recv_w_out", "recv_r_route_out", "recv_y", "routed_y_buf",
-    "ffn_out", "x_next",
+    "x_mixed", "post", "comb", "normed", "x_norm", "x_norm_i8", "x_norm_scale", "biased", "indices", "weights",
+    "shared_h_i8", "sh", "recv_meta", "recv_count_out", "recv_x_out", "recv_scale_out", "recv_w_out",
+    "recv_r_route_out", "routed_h_i8", "recv_y", "routed_y_buf", "ffn_out", "x_next",
 )  # fmt: skip
 
 
-_GIVEN_TO_GATE = ("x_norm", "indices")
+_OF_GATE = ("normed", "x_norm", "x_norm_i8", "x_norm_scale", "biased", "indices", "weights")
 
 
 def _replicated(name: str, tensor: Tensor, ep: int) -> Tensor:
@@ -45,11 +45,26 @@ def _replicated(name: str, tensor: Tensor, ep: int) -> Tensor:
     return tensor[0]
 
 
-def _expert_outputs(received: dict[str, Tensor], routed_weights: tuple[Tensor, ...], swiglu_limit: float) -> Tensor:
-    """Step 5 on every rank: its own experts on the rows that it received. [EP, N_LOCAL, RECV_MAX, D]"""
+def _stacked(ranks: list[dict[str, Tensor]], names: Iterable[str]) -> dict[str, Tensor]:
+    return {name: torch.stack([stages[name] for stages in ranks]) for name in names}
+
+
+def _by_rank(flat: Mapping[str, Tensor], names: Iterable[str], ep: int) -> dict[str, Tensor]:
+    """Stages [EP*T, ...] of tokens of all ranks with their rank axis, [EP, T, ...]."""
+    return {name: flat[name].view(ep, -1, *flat[name].shape[1:]) for name in names}
+
+
+def _expert_outputs(
+    received: dict[str, Tensor], routed_weights: tuple[Tensor, ...], swiglu_limit: float, traced: bool
+) -> dict[str, Tensor]:
+    """Step 5 on every rank: its own experts on the rows that it received. recv_y [EP, N_LOCAL, RECV_MAX, D]"""
     names = ("recv_x_out", "recv_scale_out", "recv_w_out", "recv_count_out")
-    ranks = zip(*(received[name] for name in names), *routed_weights, strict=True)
-    return torch.stack([expert_routed(*tensors, swiglu_limit=swiglu_limit)["recv_y"] for tensors in ranks])
+    ranks = []
+    for tensors in zip(*(received[name] for name in names), *routed_weights, strict=True):
+        stages: dict[str, Tensor] | None = {} if traced else None
+        stage = expert_routed(*tensors, swiglu_limit=swiglu_limit, taps=stages)
+        ranks.append({"recv_y": stage["recv_y"], **({"routed_h_i8": stages["h_i8"]} if stages else {})})
+    return _stacked(ranks, ranks[0])
 
 
 def moe(
@@ -100,7 +115,7 @@ def moe(
     that of the shared expert at scale 0, +0.
 
     `given` may hold stages of a device, with their rank axis: x_mixed, post, comb, x_norm, x_norm_i8, x_norm_scale,
-    indices, weights, sh, recv_y, routed_y_buf, ffn_out. What follows them is then computed from those.
+    indices, weights, sh, recv_y, ffn_out. What follows them is then computed from those.
 
     Raises GoldenInputError for a wrong shape or dtype, replicated tensors that differ between ranks, and whatever the
     golden of a part refuses; CapacityError if a source has more rows for an expert than its lane holds.
@@ -126,19 +141,19 @@ def moe(
     routed_weights = (routed_w1, routed_w1_scale, routed_w3, routed_w3_scale, routed_w2, routed_w2_scale)
     counts = torch.full((ep, 1), expect_integer("moe: num_tokens", num_tokens), dtype=torch.int32)
     device = dict(given or {})
+    stages: dict[str, Tensor] = {}
 
-    def go_on(stages: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: continued(device, "moe", name, stage) for name, stage in stages.items()}
+    def keep(computed: Mapping[str, Tensor]) -> None:
+        stages.update({name: continued(device, "moe", name, stage) for name, stage in computed.items()})
 
-    def ranked(flat: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.view(ep, t, *tensor.shape[1:]) for name, tensor in flat.items()}
-
-    # Step 1. Tokens do not meet before dispatch, so all ranks go through a part together where it allows that.
-    mix = hc_pre(x_hc.flatten(0, 1), *hc_parameters, hc_eps=hc_eps, rms_eps=rms_eps, sinkhorn_iters=sinkhorn_iters)
-    mix = go_on(ranked(mix))
-    chosen = [  # step 2, by rank: num_tokens counts the rows of a rank
+    # Step 1. Tokens do not meet before dispatch: those of all ranks go through a part together where it allows that.
+    tokens = x_hc.flatten(0, 1)
+    mix = hc_pre(tokens, *hc_parameters, hc_eps=hc_eps, rms_eps=rms_eps, sinkhorn_iters=sinkhorn_iters)
+    keep(_by_rank(mix, mix, ep))
+    chosen: list[dict[str, Tensor]] = [{} for _ in range(ep)]
+    for rank in range(ep):  # step 2, by rank: num_tokens counts the rows of a rank
         gate(
-            mix["x_mixed"][rank],
+            stages["x_mixed"][rank],
             gamma,
             router,
             bias,
@@ -149,34 +164,32 @@ def moe(
             rms_eps=rms_eps,
             n_hash_layers=n_hash_layers,
             routed_scaling=routed_scaling,
-            given={name: device[name][rank] for name in _GIVEN_TO_GATE if name in device},
+            taps=chosen[rank],
+            given={name: device[name][rank] for name in ("x_norm", "indices") if name in device},
         )
-        for rank in range(ep)
-    ]
-    tokens = go_on({name: torch.stack([one[name] for one in chosen]) for name in chosen[0]})
-    codes, scales = tokens["x_norm_i8"], tokens["x_norm_scale"]
-    shared = expert_shared(codes.flatten(0, 1), scales.flatten(0, 1), *shared_weights, swiglu_limit=swiglu_limit)
-    shared = go_on(ranked(shared))  # step 3
+    keep(_stacked(chosen, _OF_GATE))
+    shared: dict[str, Tensor] = {}
+    codes, scales = stages["x_norm_i8"], stages["x_norm_scale"]
+    expert_shared(codes.flatten(0, 1), scales.flatten(0, 1), *shared_weights, swiglu_limit=swiglu_limit, taps=shared)
+    keep(_by_rank({"shared_h_i8": shared["h_i8"], "sh": shared["sh"]}, ("shared_h_i8", "sh"), ep))  # step 3
     received = moe_dispatch(  # step 4
-        tokens["indices"], codes, scales, tokens["weights"], counts, n_local=routed_w1.shape[1], recv_max=recv_max
+        stages["indices"], codes, scales, stages["weights"], counts, n_local=routed_w1.shape[1], recv_max=recv_max
     )
-    recv_y = go_on({"recv_y": _expert_outputs(received, routed_weights, swiglu_limit)})["recv_y"]
+    keep(_expert_outputs(received, routed_weights, swiglu_limit, traced=taps is not None))
     combined = moe_combine(  # step 6
-        recv_y,
+        stages["recv_y"],
         received["recv_r_route_out"],
-        shared["sh"],
+        stages["sh"],
         received["recv_meta"],
         counts,
         topk=table.shape[1],
-        given={name: device[name] for name in ("routed_y_buf",) if name in device},
     )
-    combined = go_on(combined)
-    next_streams = hc_post(  # step 7
-        combined["ffn_out"].flatten(0, 1), x_hc.flatten(0, 1), mix["post"].flatten(0, 1), mix["comb"].flatten(0, 1)
-    )
+    keep(combined)
+    post, comb = stages["post"].flatten(0, 1), stages["comb"].flatten(0, 1)
+    next_streams = hc_post(stages["ffn_out"].flatten(0, 1), tokens, post, comb)  # step 7
     x_next = next_streams["y"].view(x_hc.shape)
 
     if taps is not None:
-        stages = {**mix, **tokens, **shared, **received, "recv_y": recv_y, **combined, "x_next": x_next}
+        stages.update(received, x_next=x_next)
         taps.update({name: stages[name] for name in STAGES})
     return {"x_next": x_next, "overflow": received["overflow"]}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from goldens.hc_pre import hc_pre
+from specs.capacity import mixed_tokens
 from specs.distributions.basic import Normal
 from specs.errors import SpecError
 from specs.streams import DrawContext
@@ -293,24 +293,16 @@ def router_scores(ctx: DrawContext) -> Tensor:
     """
     ranked = ctx.has("x_hc")
     norm_w, gate_w = (ctx.tensor(name)[0] if ranked else ctx.tensor(name) for name in ("norm_w", "gate_w"))
-    x = (mixed_tokens(ctx) if ranked else ctx.tensor("x_mixed")).double()
+    x = (_mixed_tokens(ctx) if ranked else ctx.tensor("x_mixed")).double()
     inverse = 1.0 / (x.square().mean(dim=1, keepdim=True) + ctx.config.rms_norm_eps).sqrt()
     normed = (x * inverse * norm_w.double()).bfloat16().double()
     return torch.nn.functional.softplus(normed @ gate_w.double().T).sqrt()
 
 
-def mixed_tokens(ctx: DrawContext) -> Tensor:
-    """x_mixed of the tokens of all ranks of a case of `moe`, by the golden of hc_pre. [EP*T, D] BF16"""
+def _mixed_tokens(ctx: DrawContext) -> Tensor:
+    """x_mixed of the tokens of all ranks of a case of `moe`. [EP*T, D] BF16"""
     parameters = [ctx.tensor(name)[0] for name in ("hc_ffn_fn", "hc_ffn_scale", "hc_ffn_base")]
-    config = ctx.config
-    mixed = hc_pre(
-        ctx.tensor("x_hc").flatten(0, 1),
-        *parameters,
-        hc_eps=config.hc_eps,
-        rms_eps=config.rms_norm_eps,
-        sinkhorn_iters=config.hc_sinkhorn_iters,
-    )
-    return mixed["x_mixed"]
+    return mixed_tokens(ctx.tensor("x_hc"), parameters, ctx.config).flatten(0, 1)
 
 
 def _weighted_rows(rng: np.random.Generator, rows: int, width: int, probability: npt.NDArray[np.float64]) -> Ids:

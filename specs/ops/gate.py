@@ -172,13 +172,18 @@ def _hash_cases(config: ModelConfig) -> tuple[Case, ...]:
     )
 
 
+def normed_rows(num_tokens: int, tokens: int) -> int:
+    """Rows that the device norms: whole tiles up to the last active token."""
+    active = min(max(num_tokens, 0), tokens)
+    return min(tokens, -(-active // ROW_TILE) * ROW_TILE)
+
+
 def _validity(op: Op, inputs: Inputs) -> Masks:
     """x_norm and its codes are defined in whole tiles of 16 rows up to the last active token (3.4)."""
     tokens = op.deployment.tokens
     requested = inputs["num_tokens"]
     assert isinstance(requested, int)
-    active = min(max(requested, 0), tokens)
-    normed = min(tokens, -(-active // ROW_TILE) * ROW_TILE)
+    normed = normed_rows(requested, tokens)
     masks: Masks = {spec.name: None for spec in op.outputs}
     if normed < tokens:
         rows = torch.arange(tokens).unsqueeze(1) < normed

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
+from goldens.numerics.routes import expect_capacity, lane_loads
+from specs.capacity import routed_ids
 from specs.distributions import (
     FFN_LAYER0,
     Constant,
@@ -90,6 +93,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
             "swiglu_limit": config.swiglu_limit,
         },
         validity=_validity,
+        refusal=_refusal,
         world=ranks,
     )
 
@@ -237,7 +241,34 @@ def _value_cases(config: ModelConfig, score_layer: int) -> tuple[Case, ...]:
     )
 
 
+def _lane_loads(op: Op, inputs: Inputs) -> Tensor:
+    num_tokens = inputs["num_tokens"]
+    assert isinstance(num_tokens, int)
+    counts = torch.full((op.world, 1), num_tokens, dtype=torch.int32)
+    return lane_loads(routed_ids(inputs, op.config), counts, op.config.n_routed_experts)
+
+
+def _refusal(op: Op, inputs: Inputs) -> None:
+    """Lanes of the worst case hold every routing that the router allows: each expert once per token."""
+    if op.deployment.max_per_src < op.deployment.tokens:
+        expect_capacity(op.name, _lane_loads(op, inputs), op.deployment.max_per_src)
+
+
 def _validity(op: Op, inputs: Inputs) -> Masks:
-    """All outputs are defined everywhere, x_next in inactive rows too (5.4)."""
+    """All outputs are defined everywhere, x_next in inactive rows too (5.4). Of the stages, normed tokens are defined
+    in whole tiles up to the last active one, compact rows below the count of their expert."""
+    config, deployment = op.config, op.deployment
+    num_tokens = inputs["num_tokens"]
+    assert isinstance(num_tokens, int)
+    ranks, tokens, hidden = op.world, deployment.tokens, config.hidden_size
+    normed = (torch.arange(tokens) < gate.normed_rows(num_tokens, tokens)).reshape(1, -1, 1)
+    counts = _lane_loads(op, inputs).sum(0).reshape(ranks, -1, 1)
+    rows = torch.arange(deployment.recv_max) < counts
     masks: Masks = {spec.name: None for spec in op.outputs}
+    for name in ("x_norm", "x_norm_i8"):
+        masks[name] = normed.expand(ranks, tokens, hidden)
+    for name in ("recv_scale_out", "recv_w_out", "recv_r_route_out"):
+        masks[name] = rows
+    for name in ("recv_x_out", "recv_y"):
+        masks[name] = rows.unsqueeze(3).expand(*rows.shape, hidden)
     return masks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,15 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
                 "duplicates",
                 {"indices": TokenRoutes(DuplicateTable()), "num_tokens": Constant(tokens // 2)},
                 tags=("edge", "partial"),
+            ),
+            # Scales and weights are copied whatever they are.
+            Case(
+                "not_finite",
+                {
+                    "x_norm_scale": Rows(MatchingScale("x_norm_i8"), (None, Constant(math.nan))),
+                    "weights": Rows(Uniform(), (Constant(-math.inf), None)),
+                },
+                tags=("edge",),
             ),
             Case("overflow_first", {"indices": Constant(0)}, tags=("overflow", "invalid")),
             # Rows beyond the last lane of the last expert would lie beyond the window.
