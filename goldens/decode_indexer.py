@@ -68,21 +68,20 @@ def _keys(cache: Tensor, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scales
 
 
-def _scores(
-    keys: Tensor, key_scale: Tensor, queries: Tensor, q_scale: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Steps 10, 11: (sum over heads of relu(si * qs) * w) * ks, and the same of |w|: both [B, S, N] FP32.
+def _firing(keys: Tensor, queries: Tensor, q_scale: Tensor) -> Tensor:
+    """Step 10 and the first half of 11: relu(si * qs), [B, S, N, NH] FP32.
 
-    keys [B, N, K] and queries [B, S, NH, K] INT8, key_scale [B, N, 1], q_scale [B, S, NH, 1], weights [B, S, NH].
+    keys [B, N, K] and queries [B, S, NH, K] INT8, q_scale [B, S, NH].
     """
     b, s, heads, k = queries.shape
     # 128 products of codes stay below 2^24: exact in FP32, in any order.
     dots = keys.float() @ queries.view(b, s * heads, k).float().mT
-    dots = dots.view(b, -1, s, heads).transpose(1, 2)  # [B, S, N, NH]
-    firing = (dots * q_scale.view(b, s, 1, heads)).relu_()
-    scale = key_scale.view(b, 1, -1)
-    total = row_sum(firing * weights.unsqueeze(2)).squeeze(3) * scale
-    return total, (firing * weights.abs().unsqueeze(2)).sum(dim=3) * scale
+    return (dots.view(b, keys.shape[1], s, heads).transpose(1, 2) * q_scale.unsqueeze(2)).relu_()
+
+
+def _scores(firing: Tensor, weights: Tensor, key_scale: Tensor) -> Tensor:
+    """Step 11: (sum over heads of firing * w) * ks, the key's scale behind relu and sum: [B, S, N] FP32."""
+    return row_sum(firing * weights.unsqueeze(2)).squeeze(3) * key_scale.mT
 
 
 def _widened(narrow: Tensor, score_len: int, fill: float, visible: Tensor) -> Tensor:
