@@ -11,7 +11,7 @@ from goldens.numerics.exact import rounded_sums, settle
 
 _SPAN = 1024  # columns of K at a time: a short sum has a small error bound, and its FP64 operands stay in the cache
 _COLUMNS = 256  # rows of b_t at a time, for the same cache
-_BLOCK = 256  # doubtful dot products settled at a time; bounds the memory
+_SETTLED = 1 << 20  # products of doubtful dot products settled at a time; bounds the memory
 
 
 def int8_matmul(a: Tensor, b_t: Tensor) -> Tensor:
@@ -58,13 +58,19 @@ def fp32_matmul(a: Tensor, b_t: Tensor, order: Literal["exact"] = "exact") -> Te
     # In any order a sum of n terms is off by at most (n - 1) u sum|term|, to first order, with u = 2^-53. So
     # |error| <= (span + number of spans) u sum|a_k b_k|, and sum|a_k b_k| <= |a| |b|; 16 covers what is left.
     steps = min(k, _SPAN) + -(-k // _SPAN) + 16
-    result, doubtful = settle(total, steps, _norm(a) * _norm(b_t).mT)
-    if doubtful is not None:
+    magnitude = _norm(a) * _norm(b_t).mT
+    result, doubtful = settle(total, steps, magnitude)
+    if doubtful is not None and _mostly_ties(a, b_t, doubtful):
+        exact = magnitude <= _quantum(a) * _quantum(b_t).mT * 2.0**52  # no partial sum was rounded
+        result = torch.where(exact, total.float(), result)
+        doubtful &= ~exact
+    if doubtful is not None and bool(doubtful.any()):
         # Rows of both operands, laid out [..., M, N, K] without a copy.
         shape = (*result.shape, k)
         left = a.unsqueeze(-2).expand(shape)[doubtful]
         right = b_t.unsqueeze(-3).expand(shape)[doubtful]
-        blocks = zip(torch.split(left, _BLOCK), torch.split(right, _BLOCK), strict=True)
+        at_once = max(1, _SETTLED // k)
+        blocks = zip(torch.split(left, at_once), torch.split(right, at_once), strict=True)
         result[doubtful] = torch.cat([rounded_sums(x.double() * y.double()) for x, y in blocks])
     return result
 
@@ -86,6 +92,20 @@ def _fp64_products(a: Tensor, b_t: Tensor) -> Tensor:
                 wide_y = right[: rows * width].view(rows, width).copy_(part)
                 out += torch.mm(wide_x, wide_y.t(), out=product[: m * rows].view(m, rows))
     return total
+
+
+def _mostly_ties(a: Tensor, b_t: Tensor, doubtful: Tensor) -> bool:
+    """Whether more dot products of BF16 are in doubt than there are rows: short sums often lie exactly on a tie."""
+    both = a.dtype == b_t.dtype == torch.bfloat16
+    return both and int(doubtful.sum()) > math.prod(a.shape[:-1]) + math.prod(b_t.shape[:-1])
+
+
+def _quantum(x: Tensor) -> Tensor:
+    """A power of two that divides every element of a row of BF16, FP64 [..., 1]; 1 for a row of zeros."""
+    magnitude = x.float().abs()
+    smallest = torch.where(magnitude == 0, torch.inf, magnitude).amin(dim=-1, keepdim=True).double()
+    _, exponent = torch.frexp(torch.where(smallest.isfinite(), smallest, 256.0))  # 256 = 0.5 * 2^9
+    return torch.ldexp(torch.ones_like(smallest), exponent - 9)
 
 
 def _norm(x: Tensor) -> Tensor:
