@@ -157,7 +157,9 @@ class Close(Comparator):
 
     `over_fraction` and `over_points` are the budget over all elements, `row_fraction` (rounded down) the one for
     each row of the last axis. `bias_z` bounds |share of positive errors - share of negative ones| in standard
-    deviations of a fair coin.
+    deviations of a fair coin. For a long accumulation, `magnitude` names the stage that holds, per element, the sum of
+    the absolute terms, or a bound of it; `magnitude_tol` of it is tolerated as well. Reordering a sum moves it by a
+    share of that, however small the sum itself is by cancellation (dense.md 3).
     """
 
     kind: ClassVar[str] = "close"
@@ -167,16 +169,40 @@ class Close(Comparator):
     over_points: int
     bias_z: float | None = None
     row_fraction: float | None = None
+    magnitude: str | None = None
+    magnitude_tol: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.magnitude is None) != (self.magnitude_tol is None):
+            raise ValueError("magnitude and magnitude_tol stand together")
 
     @property
     def label(self) -> str:
-        parts = [f"|a-e| <= {self.atol:g} + {self.rtol:g}|e|", f"over {_budget(self.over_fraction, self.over_points)}"]
+        limit = f"{self.atol:g} + {self.rtol:g}|e|"
+        if self.magnitude is not None:
+            limit += f" + {self.magnitude_tol:g} {self.magnitude}"
+        parts = [f"|a-e| <= {limit}", f"over {_budget(self.over_fraction, self.over_points)}"]
         if self.row_fraction is not None:
             parts.append(f"row <= {self.row_fraction:.4%}")
         return _labelled(", ".join(parts + _bias_label(self.bias_z)), self.nonfinite)
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return () if self.magnitude is None else (self.magnitude,)
+
     def rule(self, output: Output) -> Rule:
-        return self._rule
+        if self.magnitude is None or self.magnitude_tol is None:
+            return self._rule
+        # expand: a stage may hold one magnitude per row.
+        size = output.stages[self.magnitude].double().expand(output.expected.shape).reshape(-1).numpy()
+        share = self.magnitude_tol
+
+        def rule(points: Points) -> tuple[Array, Array]:
+            measured, limit = self._rule(points)
+            return measured, limit + share * size[points.flat]
+
+        return rule
 
     def _rule(self, points: Points) -> tuple[Array, Array]:
         # In FP64: a tolerance computed in the tensors' dtype gives equal numbers unequal verdicts (W27).
