@@ -11,10 +11,9 @@ import math
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn
 
 from goldens.errors import GoldenInputError
 from harness import report
@@ -23,8 +22,11 @@ from harness.devices import get_device
 from harness.devices.base import KernelRefused
 from harness.errors import UsageError
 from harness.execute import execute
+from harness.files import writable
 from harness.foreign import command as run_file
+from harness.gate import command as gate
 from harness.mutate import command as mutate
+from harness.recording import recording
 from harness.run import Run
 from harness.selection import Selection, expand, kernel_file, numbers, override
 from harness.tolerances import DEFAULT_PATH, load_tolerances
@@ -121,6 +123,7 @@ def build_parser() -> _Parser:
     golden.add_argument("--save", metavar="DIR", help="write inputs and outputs as a snapshot below DIR")
 
     mutate.add_arguments(commands.add_parser("mutate", help="make kernels wrong and count what the gate rejects"))
+    gate.add_arguments(commands.add_parser("gate", help="judge what a change affects: what CI calls"))
     run_file.add_arguments(commands.add_parser("run-file", help="run a kernel script unmodified on the emulator"))
     return parser
 
@@ -212,7 +215,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         checks=arguments.checks,
         tolerances=arguments.tolerances,
     )
-    with _writable(arguments.json) as json_file, recording(arguments.record) as record:
+    with writable(arguments.json) as json_file, recording(arguments.record) as record:
         start = time.perf_counter()
         verdicts = _with_progress(runs, arguments.jobs, arguments.exitfirst, record)
         _print_verdicts(verdicts, time.perf_counter() - start, arguments.verbose)
@@ -221,39 +224,6 @@ def _verify(arguments: argparse.Namespace) -> int:
         if json_file is not None:
             json_file.write(report.to_json(verdicts) + "\n")
     return exit_code(verdicts)
-
-
-class _writable:
-    """A text file opened before the work begins, so that a bad path costs nothing; None for no path."""
-
-    def __init__(self, path: str | None) -> None:
-        self.path = path
-        self.file: TextIO | None = None
-
-    def __enter__(self) -> TextIO | None:
-        if self.path is not None:
-            try:
-                self.file = open(self.path, "w", encoding="utf-8")
-            except OSError as error:
-                raise UsageError(f"cannot write {self.path}: {error.strerror}") from error
-        return self.file
-
-    def __exit__(self, *_: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-@contextmanager
-def recording(store: str | None) -> Iterator[Callable[[Verdict], None]]:
-    """What to call with every verdict: it is recorded at once where a store was named."""
-    if store is None:
-        yield lambda _: None
-        return
-    from harness.history.recorder import Recorder
-    from harness.history.store import Store
-
-    with Recorder(Store(store)) as recorder:
-        yield recorder.add
 
 
 def _with_progress(

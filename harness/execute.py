@@ -5,13 +5,19 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
+from goldens.errors import GoldenInputError
 from harness.devices import get_device
+from harness.devices.base import KernelRefused
+from harness.errors import UsageError
 from harness.run import Run
 from harness.tolerances import DEFAULT_PATH, load_tolerances
 from harness.verify import Session, Verdict
+from specs.errors import SpecError
 
 _BATCH = 16
 
@@ -39,6 +45,46 @@ def execute(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict]:
                 future.cancel()
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A run that could not begin: its kernel, sizes or inputs were refused. `file` and `line` where they are known."""
+
+    run: Run
+    text: str
+    file: str | None = None
+    line: int | None = None
+
+
+def execute_each(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict | Refused]:
+    """Like `execute`, but a run that is refused becomes a result of its own and the others go on."""
+    if jobs == 1:
+        for batch in batches(runs):
+            yield from _each(batch)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+        futures = [pool.submit(_each, batch) for batch in batches(runs)]
+        try:
+            for future in futures:
+                yield from future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _each(batch: list[Run]) -> list[Verdict | Refused]:
+    session = _session(batch[0])
+    results: list[Verdict | Refused] = []
+    for run in batch:
+        try:
+            results.append(session.verify(run))
+        except KernelRefused as error:
+            results.append(Refused(run, str(error), error.file, error.line))
+        except (UsageError, SpecError, GoldenInputError) as error:
+            results.append(Refused(run, str(error)))
+    return results
+
+
 def batches(runs: Sequence[Run]) -> list[list[Run]]:
     """Consecutive runs with the same inputs, at most _BATCH of them together."""
     result = []
@@ -50,7 +96,13 @@ def batches(runs: Sequence[Run]) -> list[list[Run]]:
 
 def _session(run: Run) -> Session:
     path = DEFAULT_PATH if run.tolerances is None else Path(run.tolerances)
-    return Session(get_device(run.device, checks=run.checks == "on"), load_tolerances(path))
+    return _new_session(run.device, run.checks, path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=1)
+def _new_session(device: str, checks: str, path: Path, _changed: int) -> Session:
+    """A session stays from one batch to the next: reading the tolerances takes longer than a small run."""
+    return Session(get_device(device, checks=checks == "on"), load_tolerances(path))
 
 
 def _one_thread() -> None:

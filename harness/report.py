@@ -224,7 +224,7 @@ def unverified_outputs(verdicts: Sequence[Verdict]) -> list[str]:
 def to_json(verdicts: Sequence[Verdict]) -> str:
     """Valid JSON: every metric, configuration, versions and the reproduce line of every run. NaN is "nan"."""
     document = {"format": 1, "runs": [verdict_record(verdict) for verdict in verdicts]}
-    return json.dumps(_plain(document), indent=1, allow_nan=False)
+    return json.dumps(plain(document), indent=1, allow_nan=False)
 
 
 def verdict_record(verdict: Verdict) -> dict[str, Any]:
@@ -268,12 +268,12 @@ def _metrics_record(metrics: Metrics) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Only what JSON has: non-finite numbers become "nan", "inf" and "-inf"."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -1,0 +1,146 @@
+"""Which ops a change affects, and their runs in the order in which they tell most per second."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError
+from harness.gate.config import GateConfig
+from harness.gate.fingerprint import kernel_fingerprint, op_fingerprint
+from harness.gate.trees import Tree, WorkTree, git, revision_tree
+from harness.run import Run
+from harness.selection import Selection, expand
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Affected:
+    """An op that the gate judges, and why."""
+
+    op: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`runs` in order. `unaffected`: ops that are not judged; `left_out`: configurations that an op cannot do."""
+
+    runs: tuple[Run, ...]
+    affected: tuple[Affected, ...]
+    unaffected: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def seconds(text: str) -> float:
+    """`10m`, `90s`, `1.5h` or `600` in seconds. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    value = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
+    if not 0 < value <= 7 * 24 * 3600:
+        raise UsageError(f"{text!r} is no time above 0, like 90s, 10m or 1h")
+    return value
+
+
+def plan(
+    config: GateConfig, ops: Sequence[str], base: str | None, today: datetime.date, device: str = "emulator"
+) -> Plan:
+    """The runs of the ops named (default: all of the configuration) that differ from revision `base` (None: all).
+
+    Order: the default case of every op, then all cases, then rotating seeds and schedules. Raises UsageError for an
+    unknown name.
+    """
+    from specs.registry import all_ops
+
+    kernels = {op: (file, function) for op, file, function in config.ops}
+    names = list(ops) or list(kernels) or all_ops()
+    for name in names:
+        if kernels and name not in kernels:
+            raise UsageError(f"{name} is not in the [ops] of {config.root / 'goldengate.toml'}")
+    affected = _affected(config, names, base)
+    chosen = [a.op for a in affected]
+    left_out: list[str] = []
+    waves: list[list[Run]] = []
+    fixed, turning = _seeds(config, today)
+    for cases, seeds, schedules in (
+        (("default",), fixed.seeds[:1], fixed.schedules[:1]),
+        (config.cases, fixed.seeds, fixed.schedules),
+        (config.cases, turning.seeds, fixed.schedules[:1]),
+        (("default",), fixed.seeds[:1], turning.schedules),
+        (config.cases, turning.seeds, turning.schedules),
+    ):
+        for op in chosen if seeds and schedules else ():
+            selection = Selection((op,), config.presets, config.deployments, cases, seeds, schedules)
+            waves.append(_runs(selection, config, kernels, left_out, device))
+    runs = tuple(dict.fromkeys(run for wave in waves for run in wave))
+    unaffected = tuple(name for name in names if name not in chosen)
+    return Plan(runs, tuple(affected), unaffected, tuple(dict.fromkeys(left_out)))
+
+
+def _runs(
+    selection: Selection,
+    config: GateConfig,
+    kernels: dict[str, tuple[str, str | None]],
+    left_out: list[str],
+    device: str,
+) -> list[Run]:
+    """The runs of one op; a preset or deployment that it cannot do is left out, unless none is left."""
+    from specs.errors import SpecError
+
+    op = selection.ops[0]
+    file, function = kernels.get(op, (None, None))
+    path = None if file is None else str(Path(config.root) / file)
+    runs: list[Run] = []
+    for preset in selection.presets:
+        for deployment in selection.deployments:
+            one = Selection((op,), (preset,), (deployment,), selection.cases, selection.seeds, selection.schedules)
+            try:
+                runs += expand(one, kernel=path, function=function, device=device)
+            except SpecError as error:
+                left_out.append(f"{op} {preset}/{deployment}: {error}")
+    return runs
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    seeds: tuple[int, ...]
+    schedules: tuple[int, ...]
+
+
+def _seeds(config: GateConfig, today: datetime.date) -> tuple[_Numbers, _Numbers]:
+    """The fixed numbers, and those of the day: no two days of a century share one."""
+    day = today.toordinal()
+    turning = _Numbers(
+        tuple(1000 + 100 * day + i for i in range(config.rotating_seeds)),
+        tuple(1000 + 100 * day + i for i in range(config.rotating_schedules)),
+    )
+    return _Numbers(config.seeds, config.schedules), turning
+
+
+def _affected(config: GateConfig, names: Sequence[str], base: str | None) -> list[Affected]:
+    if base is None:
+        return [Affected(name, "no base given") for name in names]
+    root = config.root
+    top = Path(git(root, "rev-parse", "--show-toplevel").decode().strip())
+    before, now = revision_tree(root, base), WorkTree(root)
+    if not config.ops:
+        _require_checkout(now, top)
+    kernels = {op: file for op, file, _ in config.ops}
+    found = []
+    for name in names:
+        old, new = (_fingerprint(tree, name, kernels) for tree in (before, now))
+        if old != new:
+            found.append(Affected(name, f"differs from {base}"))
+    return found
+
+
+def _require_checkout(tree: Tree, top: Path) -> None:
+    if tree.read("goldens/__init__.py") is None and tree.read("goldens/errors.py") is None:
+        raise UsageError(f"{top} is no checkout of goldengate and has no goldengate.toml with an [ops] table")
+
+
+def _fingerprint(tree: Tree, op: str, kernels: dict[str, str]) -> str:
+    return kernel_fingerprint(tree, kernels[op]) if op in kernels else op_fingerprint(tree, op)
