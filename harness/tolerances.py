@@ -36,6 +36,8 @@ from harness.errors import UsageError, did_you_mean
 
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "tolerances.yaml"
 PROVENANCE = ("contract", "honest", "reference", "date")
+DERIVED = ("calibrated", "looser")
+"""Provenance that `goldengate calibrate` adds: the ensemble, and why a tolerance was made looser."""
 _SEQUENCE_KEYS = ("given",)
 
 
@@ -211,9 +213,9 @@ def _provenance(path: Path, where: str, field: tuple[Any, int]) -> Mapping[str, 
         raise UsageError(f"{path}:{line}: {where} has no provenance ({', '.join(PROVENANCE)})")
     values: dict[str, str] = {}
     for key, value, at in _items(path, body, f"{where}.provenance", line):
-        if key not in PROVENANCE:
+        if key not in (*PROVENANCE, *DERIVED):
             raise UsageError(
-                f"{path}:{at}: {where}.provenance: unknown key {key!r}{did_you_mean(key, list(PROVENANCE))}"
+                f"{path}:{at}: {where}.provenance: unknown key {key!r}{did_you_mean(key, [*PROVENANCE, *DERIVED])}"
             )
         wanted = datetime.date if key == "date" else str
         if not isinstance(value, wanted) or not str(value).strip():

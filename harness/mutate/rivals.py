@@ -7,57 +7,15 @@ that the contract leaves open are equal on both sides (reference_harness.md 5, 8
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping
-from fractions import Fraction
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from harness.foreign.golden_compare import ratio_allclose, ratio_reldiff, topk_pair_compare
+from harness.reference import Outputs, reference_check
 
 GATES = ("reference", "assert_close", "cosine")
 COSINE_LIMIT = 1e-3
-
-_KNOWN = ("ratio_allclose", "allclose", "ratio_reldiff", "topk_pair_compare", "exact")
-
-Outputs = Mapping[str, Tensor]
-Check = Callable[[Tensor, Tensor, Outputs], bool]
-"""Whether an output passes: actual, expected, all actual outputs."""
-
-
-def reference_check(rule: str) -> Check | None:
-    """The comparator that a provenance text names, None for a text that names none.
-
-    Known: `ratio_allclose(atol 1e-4, rtol 1/128, ratio 0.005)`, `allclose(atol …, rtol …)`, `ratio_reldiff(diff_thd …,
-    pct_thd …[, max_diff_hd …])`, `topk_pair_compare(NAME)` and `exact`; words after the parenthesis are remarks.
-    """
-    match = re.match(rf"({'|'.join(_KNOWN)})\b(?:\((.*?)\))?", rule)
-    if match is None:
-        return None
-    name, inside = match[1], match[2] or ""
-    if name == "topk_pair_compare":
-        compare = topk_pair_compare(inside.strip())
-        return lambda a, e, outputs: bool(compare(a, e, actual_outputs=outputs, expected_outputs={}, inputs={})[0])
-    if name == "exact":
-        return lambda a, e, _: torch.equal(a, e)
-    try:
-        numbers = {key: float(Fraction(value)) for key, value in (part.split() for part in inside.split(","))}
-        if name == "allclose":
-            return _allclose(numbers["atol"], numbers["rtol"])
-        if name == "ratio_allclose":
-            ratio = ratio_allclose(numbers["atol"], numbers["rtol"], numbers["ratio"])
-        else:
-            cap = numbers.get("max_diff_hd", math.inf)
-            ratio = ratio_reldiff(numbers["diff_thd"], numbers["pct_thd"], cap)
-    except (KeyError, ValueError):
-        return None
-    return lambda a, e, _: bool(ratio(a, e)[0])
-
-
-def _allclose(atol: float, rtol: float) -> Check:
-    return lambda a, e, _: torch.allclose(a, e, rtol=rtol, atol=atol)
 
 
 def assert_close(actual: Tensor, expected: Tensor, _: Outputs) -> bool:

@@ -16,8 +16,9 @@ from harness.metrics import Metrics
 from harness.mutate.judge import EQUIVALENT, KILLED, OURS, REFUSED, SURVIVED, Judge, Outcome
 from harness.mutate.mutants import ROOT, Mutant
 from harness.mutate.pool import Settings, judge_all
-from harness.mutate.rivals import GATES, reference_check, rejected
+from harness.mutate.rivals import GATES, rejected
 from harness.mutate.situations import situations
+from harness.reference import reference_check
 from harness.tolerances import Tolerances, load_tolerances
 
 KERNEL = ROOT / "kernels" / "rms_norm.py"
