@@ -73,7 +73,6 @@ def moe_inline(
     arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
     routed_window: pld.DistributedTensor[[N_ROUTES, D], pl.BF16],
     combine_arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
-    consumed: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
     layer_id: pl.Scalar[pl.INT32],
     num_tokens: pl.Scalar[pl.INT32],
     my_rank: pl.Scalar[pl.INT32],
@@ -141,7 +140,7 @@ def moe_inline(
         recv_aux,
         recv_route,
         arrived,
-        consumed,
+        combine_arrived,
         num_tokens,
         my_rank,
         moe_epoch,
@@ -167,7 +166,6 @@ def moe_inline(
         ffn_out,
         routed_window,
         combine_arrived,
-        consumed,
         num_tokens,
         my_rank,
         moe_epoch,
@@ -208,7 +206,6 @@ def moe_rank(
     arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
     routed_window: pld.DistributedTensor[[N_ROUTES, D], pl.BF16],
     combine_arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
-    consumed: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
     layer_id: pl.Scalar[pl.INT32],
     num_tokens: pl.Scalar[pl.INT32],
     my_rank: pl.Scalar[pl.INT32],
@@ -245,7 +242,6 @@ def moe_rank(
         arrived,
         routed_window,
         combine_arrived,
-        consumed,
         layer_id,
         num_tokens,
         my_rank,
@@ -288,7 +284,6 @@ def moe(
     arrived_buffer = pld.alloc_window_buffer(EP_WORLD_SIZE * 4)
     routed_buffer = pld.alloc_window_buffer(N_ROUTES * D * 2)
     combine_arrived_buffer = pld.alloc_window_buffer(EP_WORLD_SIZE * 4)
-    consumed_buffer = pld.alloc_window_buffer(EP_WORLD_SIZE * 4)
     meta_window = pld.window(meta_buffer, [EP_WORLD_SIZE, N_LOCAL], dtype=pl.INT32)
     recv_x = pld.window(x_buffer, [LANE_ROWS, D], dtype=pl.INT8)
     recv_aux = pld.window(aux_buffer, [LANE_ROWS, LANES], dtype=pl.FP32)
@@ -296,7 +291,6 @@ def moe(
     arrived = pld.window(arrived_buffer, [EP_WORLD_SIZE, 1], dtype=pl.INT32)
     routed_window = pld.window(routed_buffer, [N_ROUTES, D], dtype=pl.BF16)
     combine_arrived = pld.window(combine_arrived_buffer, [EP_WORLD_SIZE, 1], dtype=pl.INT32)
-    consumed = pld.window(consumed_buffer, [EP_WORLD_SIZE, 1], dtype=pl.INT32)
 
     for rank in pl.range(pld.world_size()):
         moe_rank(
@@ -330,7 +324,6 @@ def moe(
             arrived,
             routed_window,
             combine_arrived,
-            consumed,
             layer_id,
             num_tokens,
             rank,

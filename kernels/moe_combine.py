@@ -2,15 +2,14 @@
 
     return   weighted rows to the ranks they came from, a signal, a wait for every peer   one task
     reduce   shared expert plus TOPK routed rows, FP32, choices ascending                 block: TOKENS tokens
-    consume  tells every rank that this call has read its windows                         one task
+    close    the own cell of `combine_arrived` says that this call is summed              one task
 
 `return` walks the dense rows of an expert in the order in which moe_dispatch laid them: by source, then slot. A
 row goes to row key of `routed_y_buf` on its source, which has one writer per route. Rows are puts, complete when they
 return, so that the signal cannot overtake them; it counts calls. A key that is no route is not written anywhere.
 
-A peer may send the next call's rows, in moe_dispatch as here, only after `consume`: then this rank has gathered its
-lanes, returned its rows and summed what came back. The own cell of `consumed` is written and not signalled, so that
-the runtime orders the own next send after it.
+Nobody signals the own cell of `combine_arrived`: `close` writes the call's number there, and the next moe_dispatch
+of this rank waits for it before it sends. It is a plain write, so that the runtime, too, orders that task after the sum.
 """
 
 import pypto.language as pl
@@ -37,7 +36,6 @@ def moe_combine_inline(
     ffn_out: pl.Out[pl.Tensor[[T, D], pl.BF16]],
     routed_window: pld.DistributedTensor[[N_ROUTES, D], pl.BF16],
     combine_arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
-    consumed: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
     num_tokens: pl.Scalar[pl.INT32],
     my_rank: pl.Scalar[pl.INT32],
     moe_epoch: pl.Scalar[pl.INT32],
@@ -76,11 +74,8 @@ def moe_combine_inline(
             else:
                 ffn_out[t : t + 1, 0:D] = sh[t : t + 1, 0:D]
 
-    with pl.at(level=pl.Level.CORE_GROUP, name_hint="moe_consume", deps=[reduce_task]):
-        pl.write(consumed, [my_rank, 0], moe_epoch)
-        for peer in pl.range(EP_WORLD_SIZE):
-            if peer != my_rank:
-                pld.system.notify(consumed, peer, [my_rank, 0], 1, op=pld.NotifyOp.AtomicAdd)
+    with pl.at(level=pl.Level.CORE_GROUP, name_hint="moe_close", deps=[reduce_task]):
+        pl.write(combine_arrived, [my_rank, 0], moe_epoch)
 
     return ffn_out
 
@@ -96,7 +91,6 @@ def moe_combine_rank(
     routed_y_buf: pl.Out[pl.Tensor[[N_ROUTES, D], pl.BF16]],
     routed_window: pld.DistributedTensor[[N_ROUTES, D], pl.BF16],
     combine_arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
-    consumed: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
     my_rank: pl.Scalar[pl.INT32],
     moe_epoch: pl.Scalar[pl.INT32],
 ):
@@ -109,7 +103,6 @@ def moe_combine_rank(
         ffn_out,
         routed_window,
         combine_arrived,
-        consumed,
         active,
         my_rank,
         moe_epoch,
@@ -133,10 +126,8 @@ def moe_combine(
 ):
     routed_buffer = pld.alloc_window_buffer(N_ROUTES * D * 2)
     combine_arrived_buffer = pld.alloc_window_buffer(EP_WORLD_SIZE * 4)
-    consumed_buffer = pld.alloc_window_buffer(EP_WORLD_SIZE * 4)
     routed_window = pld.window(routed_buffer, [N_ROUTES, D], dtype=pl.BF16)
     combine_arrived = pld.window(combine_arrived_buffer, [EP_WORLD_SIZE, 1], dtype=pl.INT32)
-    consumed = pld.window(consumed_buffer, [EP_WORLD_SIZE, 1], dtype=pl.INT32)
 
     for rank in pl.range(pld.world_size()):
         moe_combine_rank(
@@ -149,7 +140,6 @@ def moe_combine(
             routed_y_buf[rank],
             routed_window,
             combine_arrived,
-            consumed,
             rank,
             pl.const(1, pl.INT32),
             device=rank,

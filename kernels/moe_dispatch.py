@@ -13,8 +13,9 @@ coordinate: row(e, a, s) = e * RECV_MAX + a * MAX_PER_SRC + s. Per rank:
 Everything that leaves is a put, which is complete when it returns; a signal could overtake a plain remote store.
 What a task waited for it hands on in memory of its own rank (`recv_meta`), so that the data orders later tasks.
 Signals count calls: a wait is for `moe_epoch` of them, and is not satisfied by an earlier call on the same windows.
-A send of call E waits until every peer has consumed call E - 1 (`consumed`, signalled by moe_combine), so that
-windows are free whatever lies between two calls.
+No barrier lies between two calls: a rank sends in call E once its own sum of call E - 1 is done, which moe_combine
+writes to the own cell of `combine_arrived`. That sum had the rows of every peer, which had then emptied their lanes;
+and peers return rows in call E only after they have heard this send.
 
 The device has no trap. A source that has more than MAX_PER_SRC routes for an expert sends nothing, publishes zero
 counts and records (source, expert, load, depth) of the lowest such expert in its `overflow` row; zeros say that all
@@ -63,7 +64,7 @@ def moe_dispatch_inline(
     recv_aux: pld.DistributedTensor[[LANE_ROWS, LANES], pl.FP32],
     recv_route: pld.DistributedTensor[[LANE_ROWS, LANES], pl.INT32],
     arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
-    consumed: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
+    combine_arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
     num_tokens: pl.Scalar[pl.INT32],
     my_rank: pl.Scalar[pl.INT32],
     moe_epoch: pl.Scalar[pl.INT32],
@@ -112,9 +113,7 @@ def moe_dispatch_inline(
             counts[peer : peer + 1, 0:N_LOCAL] = loads
 
     with pl.at(level=pl.Level.CORE_GROUP, name_hint="moe_send"):
-        for peer in pl.range(EP_WORLD_SIZE):
-            if peer != my_rank:
-                pld.system.wait(consumed, [peer, 0], moe_epoch - 1, cmp=pld.WaitCmp.Ge)
+        pld.system.wait(combine_arrived, [my_rank, 0], moe_epoch - 1, cmp=pld.WaitCmp.Ge)
         cursor = pl.array.create(N_EXPERTS, pl.INT32)
         for e in pl.range(N_EXPERTS):
             cursor[e] = pl.const(0, pl.INT32)
@@ -207,7 +206,7 @@ def moe_dispatch_rank(
     recv_aux: pld.DistributedTensor[[LANE_ROWS, LANES], pl.FP32],
     recv_route: pld.DistributedTensor[[LANE_ROWS, LANES], pl.INT32],
     arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
-    consumed: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
+    combine_arrived: pld.DistributedTensor[[EP_WORLD_SIZE, 1], pl.INT32],
     my_rank: pl.Scalar[pl.INT32],
     moe_epoch: pl.Scalar[pl.INT32],
 ):
@@ -229,7 +228,7 @@ def moe_dispatch_rank(
         recv_aux,
         recv_route,
         arrived,
-        consumed,
+        combine_arrived,
         active,
         my_rank,
         moe_epoch,
@@ -256,13 +255,13 @@ def moe_dispatch(
     aux_buffer = pld.alloc_window_buffer(LANE_ROWS * LANES * 4)
     route_buffer = pld.alloc_window_buffer(LANE_ROWS * LANES * 4)
     arrived_buffer = pld.alloc_window_buffer(EP_WORLD_SIZE * 4)
-    consumed_buffer = pld.alloc_window_buffer(EP_WORLD_SIZE * 4)
+    combine_arrived_buffer = pld.alloc_window_buffer(EP_WORLD_SIZE * 4)
     meta_window = pld.window(meta_buffer, [EP_WORLD_SIZE, N_LOCAL], dtype=pl.INT32)
     recv_x = pld.window(x_buffer, [LANE_ROWS, D], dtype=pl.INT8)
     recv_aux = pld.window(aux_buffer, [LANE_ROWS, LANES], dtype=pl.FP32)
     recv_route = pld.window(route_buffer, [LANE_ROWS, LANES], dtype=pl.INT32)
     arrived = pld.window(arrived_buffer, [EP_WORLD_SIZE, 1], dtype=pl.INT32)
-    consumed = pld.window(consumed_buffer, [EP_WORLD_SIZE, 1], dtype=pl.INT32)
+    combine_arrived = pld.window(combine_arrived_buffer, [EP_WORLD_SIZE, 1], dtype=pl.INT32)
 
     for rank in pl.range(pld.world_size()):
         moe_dispatch_rank(
@@ -283,7 +282,7 @@ def moe_dispatch(
             recv_aux,
             recv_route,
             arrived,
-            consumed,
+            combine_arrived,
             rank,
             pl.const(1, pl.INT32),
             device=rank,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+KERNELS = Path(__file__).parents[2] / "kernels"
 
 
 @dataclass(frozen=True)
@@ -10,7 +13,8 @@ class Fault:
     """One wrong kernel: `name` says what was broken, `why` what it does.
 
     `overrides` are fields of the model configuration that differ from the preset. `fault`, where set, is a piece of
-    the message with which the device refuses to go on before `output` is there.
+    the message with which the device refuses to go on before `output` is there. `part`: the kernel file that holds the
+    piece, where it is not the op's own but one that the op's kernel splices in.
     """
 
     op: str
@@ -24,6 +28,7 @@ class Fault:
     deployment: str = "decode"
     overrides: tuple[tuple[str, float], ...] = ()
     fault: str = ""
+    part: str = ""
     occurs: int = 1
     nth: int = 1
 
@@ -37,6 +42,22 @@ class Fault:
         if len(pieces) - 1 != self.occurs:
             raise ValueError(f"{self.id}: {self.before!r} occurs {len(pieces) - 1} times, expected {self.occurs}")
         return self.before.join(pieces[: self.nth]) + self.after + self.before.join(pieces[self.nth :])
+
+    def write(self, folder: Path, program: Path | None = None) -> tuple[Path, Path]:
+        """Write the faulty kernel into `folder`: the file to run, and the file that the fault is in.
+
+        `program`: a file to run that splices in the part, instead of the op's kernel.
+        """
+        program = program or KERNELS / f"{self.op}.py"
+        source = program.read_text(encoding="utf-8")
+        copy = folder / program.name
+        if not self.part:
+            copy.write_text(self.plant(source), encoding="utf-8")
+            return copy, copy
+        faulty = folder / f"faulty_{self.part}.py"
+        faulty.write_text(self.plant((KERNELS / f"{self.part}.py").read_text(encoding="utf-8")), encoding="utf-8")
+        copy.write_text(source.replace(f"from kernels.{self.part} import", f"from {faulty.stem} import"), encoding="utf-8")
+        return copy, faulty
 
 
 RINT_BF16 = 'pl.BF16, mode="rint")'

@@ -17,7 +17,6 @@ from harness.tolerances import DEFAULT_PATH, load_tolerances
 from harness.verify import Session
 from specs.registry import all_ops, load_op
 
-KERNELS = Path(__file__).parents[2] / "kernels"
 RUNS = [(fault, case) for fault in FAULTS for case in fault.cases]
 
 
@@ -51,9 +50,7 @@ def test_rejects_planted_fault(
 ) -> None:
     configure(monkeypatch, fault.overrides)
     session = new_session() if fault.overrides else shared
-    source = (KERNELS / f"{fault.op}.py").read_text(encoding="utf-8")
-    copy = tmp_path / f"{fault.op}.py"
-    copy.write_text(fault.plant(source), encoding="utf-8")
+    copy, faulty = fault.write(tmp_path)
     run = Run(fault.op, fault.preset, fault.deployment, case, kernel=str(copy))
 
     verdict = session.verify(run)
@@ -62,7 +59,7 @@ def test_rejects_planted_fault(
     assert verdict.status == FAIL
     assert f"repeat: {run.command}" in text
     if fault.fault:
-        assert any(f"{copy.name}:" in problem and fault.fault in problem for problem in verdict.problems)
+        assert any(f"{faulty.name}:" in problem and fault.fault in problem for problem in verdict.problems)
     else:
         assert verdict.outputs[fault.output].status == FAIL, text
         assert f"FAIL {fault.op} " in text
