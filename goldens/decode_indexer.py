@@ -22,7 +22,7 @@ from goldens.numerics.w8a8 import dequantize
 
 STAGES = (
     "q_acc", "q_bf16", "q_rotated", "q_i8", "q_scale", "weights", "inner_row", "inner_row_bf16", "inner_kv",
-    "inner_compress_state", "idx_kv_cache", "visible", "score", "envelope", "flip", "topk_idxs",
+    "inner_compress_state", "idx_kv_cache", "visible", "score", "envelope", "flip", "selection", "topk_idxs",
 )  # fmt: skip
 
 RATIO = 4
@@ -98,6 +98,13 @@ def _selected(score: Tensor, visible: Tensor, topk: int, offset: int) -> Tensor:
     return torch.where(chosen, order + offset, NONE).to(torch.int32)
 
 
+def _selection_keys(score: Tensor, visible: Tensor, offset: int) -> Tensor:
+    """The score of every index that may be selected, by that index; -inf for all others: [B, S, offset + SCORE_LEN]."""
+    unseen = torch.arange(score.shape[2]) >= visible.unsqueeze(2)
+    before = torch.full((*score.shape[:2], offset), -torch.inf)
+    return torch.cat([before, score.masked_fill(unseen, -torch.inf)], dim=2)
+
+
 def decode_indexer(
     x: Tensor,
     qr: Tensor,
@@ -153,8 +160,10 @@ def decode_indexer(
     new key there too. With all three the reference's own golden is reproduced.
 
     `given` may hold inner_compress_state, inner_kv, idx_kv_cache, q_i8, q_scale, weights and score of a device: what
-    follows is then computed from those. The stages envelope and flip are, per score, sum |w| relu(si qs) ks, in whose
-    last bits heads cancel, and the most that one query code off by one can move it.
+    follows is then computed from those. Three stages serve the judge alone. Per score, envelope is
+    sum |w| relu(si qs) ks, in whose last bits heads cancel, and flip the most that one query code off by one can move
+    it. selection [B, S, offset + score_len] holds the score of every index that topk_idxs may name, -inf where it
+    may not.
 
     Raises GoldenInputError for shapes and dtypes, a hole in idx_block_table below a request's visible length, and as
     decode_indexer_compressor does.
@@ -174,7 +183,8 @@ def decode_indexer(
     expect(f"{op}: hadamard", hadamard, (width, width), torch.bfloat16)
     expect(f"{op}: idx_block_table", idx_block_table, (b, None), torch.int32)
     expect(f"{op}: kv_seq_lens", kv_seq_lens, (b,), torch.int32)
-    expect_integer(f"{op}: offset", offset)
+    if expect_integer(f"{op}: offset", offset) < 0:
+        raise GoldenInputError(f"{op}: offset is {offset}, expected 0 or more: -1 means no index")
     step_cos, step_sin = cos[::s], sin[::s]
     if query_rope == "request":
         cos, sin = step_cos.repeat_interleave(s, dim=0), step_sin.repeat_interleave(s, dim=0)
@@ -214,7 +224,7 @@ def decode_indexer(
             inner_row=inner_taps["row"], inner_row_bf16=inner_taps["row_bf16"], inner_kv=inner["kv"],
             inner_compress_state=inner["compress_state"], idx_kv_cache=cache, visible=visible, score=score,
             envelope=_widened(envelope, score_len, 0.0, visible), flip=_widened(flip, score_len, 0.0, visible),
-            topk_idxs=topk_idxs,
+            selection=_selection_keys(score, visible, offset), topk_idxs=topk_idxs,
         )  # fmt: skip
     return {
         "inner_kv": inner["kv"],

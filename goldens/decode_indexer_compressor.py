@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from goldens.checks import expect
+from goldens.checks import continued, expect
 from goldens.numerics.compressor import Parameters, Step, compress, emitted_slots, stored
 from goldens.numerics.matmul import fp32_matmul
 from goldens.numerics.paging import PAGE
@@ -16,28 +16,6 @@ from goldens.numerics.paging import PAGE
 STAGES = (
     "kv_proj", "biased_score", "compress_state", "pooled", "inv_rms", "normed", "row", "row_bf16", "kv", "idx_kv_cache",
 )  # fmt: skip
-
-NEAR_BOUNDARY = 1e-5
-"""How near to the boundary of two BF16 values a device's legal error may carry a row's element across it (4.5)."""
-
-
-def _rounded(row: Tensor, hadamard: Tensor, found: Tensor | None) -> Tensor:
-    """Step 8: the row as BF16, RNE. [E, H]
-
-    `found` is the key that a device made of its own row. An element within NEAR_BOUNDARY of the boundary between two
-    BF16 values takes the one that the device's key shows: along that element's row of the matrix the device's key
-    is off by more than half the distance of the two.
-    """
-    rounded = row.to(torch.bfloat16)
-    if found is None:
-        return rounded
-    other = torch.nextafter(rounded, torch.where(row > rounded.float(), torch.inf, -torch.inf).to(torch.bfloat16))
-    step = other.float() - rounded.float()
-    near = (row - rounded.float() - step / 2).abs() <= NEAR_BOUNDARY
-    matrix = hadamard.float()
-    lengths = (matrix * matrix).sum(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    moved = ((found - fp32_matmul(rounded, hadamard.t())) @ matrix.t()) / lengths
-    return torch.where(near & (moved / step > 0.5), other, rounded)
 
 
 def decode_indexer_compressor(
@@ -66,9 +44,8 @@ def decode_indexer_compressor(
     [IDX_HEAD_DIM, IDX_HEAD_DIM] BF16, row index = input: the rotated row is rounded to BF16, multiplied by it from
     the left (FP32 accumulation) and is then kv[b, 0], FP32, and rounded once more the new row of the cache.
 
-    `given` may hold compress_state and kv of a device. The rows are then pooled from that state; elements on the
-    boundary of two BF16 values are rounded as that kv shows; the cache is rounded from that kv. Raises GoldenInputError
-    as goldens.numerics.compressor says.
+    `given` may hold compress_state and kv of a device: the rows are then pooled from that state, and the cache is
+    rounded from that kv. Raises GoldenInputError as goldens.numerics.compressor says.
     """
     op = "decode_indexer_compressor"
     step = Step(position_ids, inner_state_slot_mapping, compress_state_block_table, cos, sin)
@@ -80,18 +57,14 @@ def decode_indexer_compressor(
     expect(f"{op}: idx_slot_mapping", idx_slot_mapping, tuple(position_ids.shape), torch.int64)
     requests, rows = emitted_slots(op, "idx_slot_mapping", idx_slot_mapping, done, idx_kv_cache)
 
-    found = None if given is None else given.get("kv")
-    if found is not None:
-        expect(f"{op}: given kv", found, (*position_ids.shape, width), torch.float32)
-    row_bf16 = _rounded(done.row[requests], hadamard, None if found is None else found[requests, 0])
+    row_bf16 = done.row.to(torch.bfloat16)  # step 8
     kv = torch.zeros(*position_ids.shape, width)
-    kv[requests, 0] = fp32_matmul(row_bf16, hadamard.t())  # step 9
-    cache = stored(idx_kv_cache, rows, (kv if found is None else found)[requests, 0])
+    kv[requests, 0] = fp32_matmul(row_bf16[requests], hadamard.t())  # step 9
+    kv = continued(given, op, "kv", kv)
+    cache = stored(idx_kv_cache, rows, kv[requests, 0])
     if taps is not None:
-        spread = torch.zeros(len(position_ids), width, dtype=torch.bfloat16)
-        spread[requests] = row_bf16
         taps.update(
             kv_proj=done.kv_proj, biased_score=done.biased_score, compress_state=done.state, pooled=done.pooled,
-            inv_rms=done.inv_rms, normed=done.normed, row=done.row, row_bf16=spread, kv=kv, idx_kv_cache=cache,
+            inv_rms=done.inv_rms, normed=done.normed, row=done.row, row_bf16=row_bf16, kv=kv, idx_kv_cache=cache,
         )  # fmt: skip
     return {"kv": kv, "compress_state": done.state, "idx_kv_cache": cache}
