@@ -50,6 +50,40 @@ def test_accepts_blocks_side_by_side_in_one_row(kernel) -> None:
     assert findings(kernel(OVERLAP.format(width=8)), x=torch.ones(8, 64)) == set()
 
 
+SHARED_ROW = """
+    @pl.jit
+    def kernel(x: pl.Tensor[[8, 64], pl.FP32], out: pl.Out[pl.Tensor[[8, 64], pl.FP32]]):
+        row = pl.create_tensor([8, 64], dtype=pl.FP32)
+        scratch = pl.create_tensor([8, 64], dtype=pl.FP32)
+        with pl.at(level=pl.Level.CORE_GROUP):
+            row[:, :] = pl.add(x[:, :], 1.0)
+        with pl.at(level=pl.Level.CORE_GROUP):
+            row[:, 0:16] = pl.add(x[:, 0:16], 2.0)
+        for i in pl.spmd(8):
+            scratch[i : i + 1, :] = pl.add(row[{rows}, 0:64], 1.0)
+        with pl.at(level=pl.Level.CORE_GROUP):
+            row[:, :] = {written}  # overwrite
+            out[:, :] = row[:, :]
+        return out
+    """
+
+
+@pytest.mark.parametrize("rows", ["0:1", "i // 2 : i // 2 + 1"])
+def test_accepts_a_writer_that_waits_for_blocks_that_read_the_same_elements(kernel, rows: str) -> None:
+    """The blocks are not ordered among themselves; who has their result comes after all of them."""
+    file = kernel(SHARED_ROW.format(rows=rows, written="pl.mul(scratch[:, :], 0.0)"))
+    assert findings(file, x=torch.ones(8, 64)) == set()
+
+
+@pytest.mark.parametrize("rows", ["0:1", "i // 2 : i // 2 + 1"])
+def test_warns_of_a_writer_that_does_not_wait_for_blocks_that_read_the_same_elements(kernel, rows: str) -> None:
+    file = kernel(SHARED_ROW.format(rows=rows, written="pl.mul(x[:, :], 0.0)"))
+    run = file.run(x=torch.ones(8, 64))
+    assert [(f.code, f.line) for f in run.findings] == [("GG403", file.line("# overwrite"))]
+    assert "several others" not in run.findings[0].message
+    assert "block " in run.findings[0].message
+
+
 NEIGHBOUR = """
     @pl.jit
     def kernel(x: pl.Tensor[[8, 192], pl.FP32], out: pl.Out[pl.Tensor[[8, 192], pl.FP32]]):

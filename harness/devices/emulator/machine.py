@@ -157,6 +157,10 @@ class Machine:
             return Unit(0, name, known, rank=self.rank, task=task)
         return self.order.unit(name, known, rank=self.rank, task=task)
 
+    def joint_readers(self, task: int) -> int:
+        """What whoever waits for a task learns besides what its blocks knew: who in it reads the same elements."""
+        return 0 if self.order is None else self.order.joint(self.rank, task)
+
     def await_tasks(self, view: Tensor, *, readers: bool) -> None:
         """Orchestration touches `view`: run the tasks that write it (with `readers`, also that read it) first."""
         self.unit.known |= self.tasks.finish(self.tasks.of(view, readers=readers))

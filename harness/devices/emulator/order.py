@@ -5,7 +5,8 @@ code of a rank. Every source line at which a unit touches memory is a *site*, nu
 unit knows the sites that happened before it, as a bit set; dependencies, barriers, notifies and waits hand knowledge
 on. Each storage remembers, per element, the site that wrote it last and the site that read it last (its *shadow*). An
 access to an element whose last writer (for a write: or reader) the unit does not know is a race, whatever order this
-run happened to take.
+run happened to take. Blocks of one task that read the same element share a site of their own, which whoever waits for
+the task knows; of unordered readers in different tasks only is kept that there are several.
 
 Two short cuts keep this cheap and change no answer: a storage also keeps the set of all sites that may stand in its
 shadow, so that a unit that knows them all need not look; and a window that one site wrote or read as a whole needs one
@@ -24,7 +25,7 @@ from harness.devices.emulator.units import Unit
 from harness.devices.emulator.values import Storage, View
 
 NOBODY = 0
-SEVERAL = 1  # readers that are not ordered among themselves
+SEVERAL = 1  # readers of different tasks that are not ordered among themselves
 _READER_SHIFT = 32  # a shadow element is writer | reader << 32
 _WRITER = (1 << _READER_SHIFT) - 1
 
@@ -63,6 +64,7 @@ class Order:
         self._units = 0
         self._lut = np.zeros(1024, dtype=bool)
         self._atomic = np.zeros(1024, dtype=bool)
+        self._joint: dict[tuple[int, int], int] = {}  # rank and task -> site of its readers of the same element
         self._owner: tuple[int, int] = (-1, 0)  # unit and knowledge that _lut describes
 
     def unit(self, name: str, known: int, *, rank: int = 0, task: int | None = None) -> Unit:
@@ -86,15 +88,21 @@ class Order:
         low, high = (int(end) for end in shadow.aminmax())
         if low == high:
             writer, reader = low & _WRITER, low >> _READER_SHIFT
-            newest = site if unit.known >> reader & 1 else SEVERAL
+            newest = site if unit.known >> reader & 1 else self._together(unit, reader, site)
             storage.readers |= 1 << newest
             shadow.fill_(writer | newest << _READER_SHIFT)
             return None if unit.known >> writer & 1 else Race("write-read", self.sites[writer], storage.name, 0)
         ordered = self._ordered(unit)
         writers = shadow & _WRITER
         race = self._conflict("write-read", ordered, writers, storage)
-        newest_each = torch.where(_look_up(ordered, shadow >> _READER_SHIFT), site, SEVERAL)
-        storage.readers |= 1 << SEVERAL
+        newest_each = torch.full_like(shadow, site)
+        readers = shadow >> _READER_SHIFT
+        unknown = ~_look_up(ordered, readers)
+        if bool(unknown.any()):
+            for reader in set(readers[unknown].tolist()):
+                newest = self._together(unit, reader, site)
+                newest_each[unknown & (readers == reader)] = newest
+                storage.readers |= 1 << newest
         shadow.copy_(writers | newest_each << _READER_SHIFT)
         return race
 
@@ -115,6 +123,23 @@ class Order:
             storage.writers |= 1 << site
         return race
 
+    def joint(self, rank: int, task: int) -> int:
+        """The knowledge of a task's joint site, for those who wait for the task; 0 where it has none."""
+        site = self._joint.get((rank, task))
+        return 0 if site is None else 1 << site
+
+    def _together(self, unit: Unit, reader: int, site: int) -> int:
+        """The site that stands for an earlier reader and for one that does not know it."""
+        other = self.sites[reader]
+        if other is None or unit.task is None or (other.rank, other.task) != (unit.rank, unit.task):
+            return SEVERAL
+        key = (unit.rank, unit.task)
+        if key not in self._joint:
+            mine = self.sites[site]
+            assert mine is not None
+            self._joint[key] = self._number(mine)
+        return self._joint[key]
+
     def _unordered(self, unit: Unit, shadow: Torch, storage: Storage, *, atomic: bool) -> Race | None:
         """The first element that a write to `shadow` must not touch yet, if there is one."""
         low, high = (int(end) for end in shadow.aminmax())
@@ -133,19 +158,24 @@ class Order:
         key = (file, line, atomic)
         number = unit.sites.get(key)
         if number is None:
-            number = len(self.sites)
-            self.sites.append(Site(unit.name, unit.rank, unit.task, file, line, atomic))
-            unit.sites[key] = number
             current = self._owner == (unit.number, unit.known)
+            number = self._number(Site(unit.name, unit.rank, unit.task, file, line, atomic))
+            unit.sites[key] = number
             unit.known |= 1 << number
-            if number >= len(self._lut):
-                self._lut = np.concatenate((self._lut, np.zeros_like(self._lut)))
-                self._atomic = np.concatenate((self._atomic, np.zeros_like(self._atomic)))
-                self._owner = (-1, 0)
-            self._atomic[number] = atomic
             if current and self._owner[0] == unit.number:
                 self._lut[number] = True
                 self._owner = (unit.number, unit.known)
+        return number
+
+    def _number(self, site: Site) -> int:
+        """The number of a new site."""
+        number = len(self.sites)
+        self.sites.append(site)
+        if number >= len(self._lut):
+            self._lut = np.concatenate((self._lut, np.zeros_like(self._lut)))
+            self._atomic = np.concatenate((self._atomic, np.zeros_like(self._atomic)))
+            self._owner = (-1, 0)
+        self._atomic[number] = site.atomic
         return number
 
     def _ordered(self, unit: Unit) -> Torch:

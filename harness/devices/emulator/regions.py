@@ -153,7 +153,7 @@ def at(
         unit = machine().new_unit(task.name, task.start, task.number)
         with inside(Region("at"), unit) as state:
             outputs.append(body())
-            task.after = task.start | state.unit.known
+            task.after = task.start | state.unit.known | state.joint_readers(task.number)
 
     reads, writes = [outer.get(n) for n in gg_reads], [outer.get(n) for n in gg_writes]
     task = submit(name_hint or "pl.at", run, reads, writes, deps, no_dep_args)
@@ -220,7 +220,7 @@ def dispatch(
 
         order = state.schedule.order(count)
         run_all([Fiber(block(i), f"block {i} of {task.name}") for i in order], state.schedule.rng)
-        task.after = after
+        task.after = after | state.joint_readers(task.number)
 
     return TaskId(submit(name, run, reads, writes, deps))
 

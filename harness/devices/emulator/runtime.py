@@ -299,7 +299,7 @@ def submit(
         unit = machine().new_unit(task.name, task.start, task.number)
         with inside(Region("incore"), unit) as state:
             results.append(function.compiled.run(*arguments))
-            task.after = task.start | state.unit.known
+            task.after = task.start | state.unit.known | state.joint_readers(task.number)
 
     reads, writes = _directed(function, arguments)
     task = submit_task(name_hint or function.name, run, reads, writes, deps)
