@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from goldens.errors import GoldenInputError
 from harness import report
+from harness.calibrate import command as calibrate
 from harness.compare import FAIL, PASS
 from harness.devices import get_device
 from harness.devices.base import KernelRefused
@@ -122,6 +123,7 @@ def build_parser() -> _Parser:
     _add_configuration(golden, many=False)
     golden.add_argument("--save", metavar="DIR", help="write inputs and outputs as a snapshot below DIR")
 
+    calibrate.add_arguments(commands.add_parser("calibrate", help="fit tolerances to legal devices"))
     mutate.add_arguments(commands.add_parser("mutate", help="make kernels wrong and count what the gate rejects"))
     gate.add_arguments(commands.add_parser("gate", help="judge what a change affects: what CI calls"))
     run_file.add_arguments(commands.add_parser("run-file", help="run a kernel script unmodified on the emulator"))

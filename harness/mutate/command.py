@@ -20,6 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.errors import UsageError
+from harness.files import writable
 from harness.journal import Journal
 from harness.mutate import summary
 from harness.mutate.judge import SURVIVED, Outcome
@@ -69,11 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
         journal = None
         if arguments.journal is not None:
             journal = stack.enter_context(Journal(Path(arguments.journal), "mutate"))
-        target = _writable(arguments.json)
+        target = stack.enter_context(writable(arguments.json))
         results = _judged(mutants, settings, jobs, tolerances, journal)
-    _print(results, time.perf_counter() - start, verbose=arguments.verbose, explain=bool(arguments.mutant))
-    if target is not None:
-        target.write_text(_document(results, settings), encoding="utf-8")
+        _print(results, time.perf_counter() - start, verbose=arguments.verbose, explain=bool(arguments.mutant))
+        if target is not None:
+            target.write(_document(results, settings))
     if not results:
         return UNVERIFIED
     return FAILED if any(result.outcome.status == SURVIVED for result in results) else PASSED
@@ -164,17 +165,6 @@ def _hash(*texts: str) -> str:
 def _progress(text: str) -> None:
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _writable(path: str | None) -> Path | None:
-    """The path, once it is known that it can be written: a bad one costs no work."""
-    if path is None:
-        return None
-    try:
-        Path(path).touch()
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    return Path(path)
 
 
 def _print(results: Sequence[Result], seconds: float, *, verbose: bool, explain: bool) -> None:

@@ -1,0 +1,146 @@
+"""From what an ensemble needed to a tolerance: the maximum times a margin, rounded up.
+
+The share of a `close` limit is scaled as a whole, so that its absolute and its relative part keep their proportion.
+Steps are whole and take no margin: a value that is legally carried across a rounding boundary lands one step further,
+and not two. The share of elements that may differ is that of the whole ensemble times the margin; where none differed,
+three in all its elements, the upper end of a 95 % confidence interval. The points that a small output may have are the
+count that an honest one exceeds once in 10^5 runs. What the ensemble says nothing about is left as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.compare import FAIL, Close, Codes, Comparator, Ulp
+from harness.reference import reference_limits
+
+MARGIN = 2.0
+_RARE = 1e-5
+_RULE_OF_THREE = 3.0
+_LEAST_CLOSE = 2.0**-23  # one step of FP32, relative
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the ensemble needed of one output. `runs`: those that compared an element; `failed`: under the tolerance in
+    force; `elements`, `differing`: of all runs whose count says something; `smallest`: elements of the smallest
+    output; `most`: largest count in one run; `need`: largest need per parameter."""
+
+    runs: int
+    failed: int
+    elements: int
+    differing: int
+    smallest: int
+    most: int
+    need: Mapping[str, float]
+
+
+def gathered(observations: Sequence[Mapping[str, Any]]) -> Need:
+    """The figures of one output over an ensemble; observations as in the journal."""
+    told = [o for o in observations if o["compared"]]
+    counted = [o for o in told if not o.get("spared")]
+    names = dict.fromkeys(name for o in told for name in o["need"])
+    return Need(
+        runs=len(told),
+        failed=sum(o["status"] == FAIL for o in observations),
+        elements=sum(o["compared"] for o in counted),
+        differing=sum(o["count"] for o in counted),
+        smallest=min((o["compared"] for o in counted), default=0),
+        most=max((o["count"] for o in counted), default=0),
+        need={name: max(o["need"].get(name, 0.0) for o in told) for name in names},
+    )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One parameter of one output: what was observed, what follows, and what the file says."""
+
+    op: str
+    output: str
+    parameter: str
+    observed: float
+    fitted: float
+    now: float
+
+    @property
+    def looser(self) -> bool:
+        """Whether it would let more pass than the file does."""
+        return self.fitted > self.now
+
+
+def fits(op: str, output: str, comparator: Comparator, need: Need, margin: float = MARGIN) -> list[Fit]:
+    """The parameters of an output that the ensemble says something about; none where nothing was compared."""
+    if not need.elements:
+        return []
+
+    def fit(name: str, observed: float, fitted: float) -> Fit:
+        return Fit(op, output, name, observed, fitted, float(getattr(comparator, name)))
+
+    if isinstance(comparator, Close):
+        share = need.need["limit"]
+        scaled = {name: getattr(comparator, name) for name in ("rtol", "atol", "magnitude_tol")}
+        return [
+            fit(name, value * share, rounded_up(max(value * share * margin, min(value, _LEAST_CLOSE))))
+            for name, value in scaled.items()
+            if value
+        ]
+    if isinstance(comparator, (Ulp, Codes)):
+        step, share_name, points = (
+            ("max_ulp", "differing_fraction", "differing_points")
+            if isinstance(comparator, Ulp)
+            else ("max_step", "step_fraction", "step_points")
+        )
+        rate = max(need.differing, _RULE_OF_THREE / margin) / need.elements
+        found = [
+            fit(step, need.need.get(step, 0.0), max(need.need.get(step, 0.0), 1.0)),
+            fit(share_name, need.differing / need.elements, rounded_up(min(rate * margin, 1.0))),
+            fit(points, need.most, max(rare_count(rate * need.smallest), need.most)),
+        ]
+        share = need.need.get("atol_rms", 0.0)
+        if isinstance(comparator, Ulp) and share:
+            found.append(fit("atol_rms", share, rounded_up(share * margin)))
+        return found
+    return []
+
+
+def rare_count(mean: float) -> int:
+    """The least count that a Poisson variable of this mean exceeds with a probability of at most 1e-5."""
+    term = total = math.exp(-mean)
+    count = 0
+    while 1.0 - total > _RARE:
+        count += 1
+        term *= mean / count
+        total += term
+    return count
+
+
+def rounded_up(value: float, digits: int = 2) -> float:
+    """The least number of that many decimal digits that is not below `value`."""
+    if value <= 0.0:
+        return 0.0
+    exponent = math.floor(math.log10(value)) - digits + 1
+    scaled = math.ceil(value / 10.0**exponent * (1.0 - 1e-12))
+    return float(f"{scaled}e{exponent}")
+
+
+def looser_than_reference(comparator: Comparator, rule: str) -> bool:
+    """Whether a tolerance accepts what the reference's rule rejects.
+
+    `close` lets every element be at its limit, so that limit may not be wider anywhere; of steps and codes only a share
+    may differ, so either the step or the share must be within the reference's. False for a rule without numbers
+    (top-k) and for a text without a rule.
+    """
+    limits = reference_limits(rule)
+    if limits is None:
+        return False
+    absolute, relative, share = limits
+    if isinstance(comparator, Close):
+        return comparator.rtol > relative or comparator.atol > absolute or comparator.over_fraction > share
+    if isinstance(comparator, Codes):
+        return comparator.max_step > absolute and comparator.step_fraction > share
+    if isinstance(comparator, Ulp):
+        return comparator.max_ulp * 2.0**-7 > relative and comparator.differing_fraction > share
+    return False
