@@ -21,8 +21,8 @@ from goldens.numerics.reduce import row_sum
 from goldens.numerics.w8a8 import dequantize
 
 STAGES = (
-    "q_acc", "q_bf16", "q_rotated", "q_i8", "q_scale", "weights", "inner_row", "inner_row_bf16", "inner_kv",
-    "inner_compress_state", "idx_kv_cache", "visible", "score", "envelope", "flip", "selection", "topk_idxs",
+    "q_acc", "q_bf16", "q_rotated", "q_codes", "q_scale", "weights", "inner_row", "inner_row_bf16", "inner_kv",
+    "inner_compress_state", "idx_kv_cache", "visible", "score", "envelope", "selection", "topk_idxs",
 )  # fmt: skip
 
 RATIO = 4
@@ -159,11 +159,10 @@ def decode_indexer(
     query_rope="request" turns all queries of a request at its first token's position; inner_rope="query" turns the
     new key there too. With all three the reference's own golden is reproduced.
 
-    `given` may hold inner_compress_state, inner_kv, idx_kv_cache, q_i8, q_scale, weights and score of a device: what
-    follows is then computed from those. Three stages serve the judge alone. Per score, envelope is
-    sum |w| relu(si qs) ks, in whose last bits heads cancel, and flip the most that one query code off by one can move
-    it. selection [B, S, offset + score_len] holds the score of every index that topk_idxs may name, -inf where it
-    may not.
+    `given` may hold inner_compress_state, inner_kv, idx_kv_cache, q_codes, q_scale, weights and score of a device: what
+    follows is then computed from those. Two stages serve the judge alone: envelope is sum |w| relu(si qs) ks per score,
+    in whose last bits heads cancel; selection [B, S, offset + score_len] holds the score of every index that topk_idxs
+    may name, and -inf for all others.
 
     Raises GoldenInputError for shapes and dtypes, a hole in idx_block_table below a request's visible length, and as
     decode_indexer_compressor does.
@@ -195,7 +194,7 @@ def decode_indexer(
     q_bf16 = rotated_tail(q, cos.unsqueeze(1), sin.unsqueeze(1)).to(torch.bfloat16)  # step 3
     q_rotated = fp32_matmul(q_bf16.flatten(0, 1), hadamard.t()).view(t, heads, width)  # step 4
     codes, scale = quantize_rows(q_rotated)  # step 5
-    q_i8, q_scale = continued(given, op, "q_i8", codes), continued(given, op, "q_scale", scale)
+    q_codes, q_scale = continued(given, op, "q_codes", codes), continued(given, op, "q_scale", scale)
     weights = fp32_matmul(x.flatten(0, 1), weights_proj.t()) * weights_scale  # step 6: signed, not rounded to BF16
     weights = continued(given, op, "weights", weights)
 
@@ -210,20 +209,18 @@ def decode_indexer(
     visible = _visible_rows(kv_seq_lens, position_ids, score_len, visible_by)
     keys, key_scale = _keys(cache, idx_block_table, visible.amax(dim=1))
     own_scale, own_weights = q_scale.view(b, s, heads), weights.view(b, s, heads)
-    firing = _firing(keys, q_i8.view(b, s, heads, width), own_scale)
+    firing = _firing(keys, q_codes.view(b, s, heads, width), own_scale)
     total = _scores(firing, own_weights, key_scale)
     score = continued(given, op, "score", _widened(total, score_len, EMPTY_SCORE, visible))
     topk_idxs = _selected(score, visible, index_topk, offset)
 
     if taps is not None:
         envelope = _scores(firing, own_weights.abs(), key_scale)
-        steepest = (own_weights.abs() * own_scale).amax(dim=2, keepdim=True)
-        flip = steepest * (keys.abs().amax(dim=2).float() * key_scale.squeeze(2)).unsqueeze(1)
         taps.update(
-            q_acc=q_acc, q_bf16=q_bf16, q_rotated=q_rotated, q_i8=q_i8, q_scale=q_scale, weights=weights,
+            q_acc=q_acc, q_bf16=q_bf16, q_rotated=q_rotated, q_codes=q_codes, q_scale=q_scale, weights=weights,
             inner_row=inner_taps["row"], inner_row_bf16=inner_taps["row_bf16"], inner_kv=inner["kv"],
             inner_compress_state=inner["compress_state"], idx_kv_cache=cache, visible=visible, score=score,
-            envelope=_widened(envelope, score_len, 0.0, visible), flip=_widened(flip, score_len, 0.0, visible),
+            envelope=_widened(envelope, score_len, 0.0, visible),
             selection=_selection_keys(score, visible, offset), topk_idxs=topk_idxs,
         )  # fmt: skip
     return {
