@@ -116,6 +116,77 @@ def expert_routed(
     return y
 
 
+def hc_head(
+    x_hc: Tensor, hc_head_fn: Tensor, hc_head_scale: Tensor, hc_head_base: Tensor, *, rms_eps: float, hc_eps: float
+) -> Tensor:
+    x = x_hc.float()
+    flat = x.flatten(1)
+    inv = torch.rsqrt(flat.square().mean(-1, keepdim=True) + rms_eps)
+    pre = torch.sigmoid((flat @ hc_head_fn.T) * inv * hc_head_scale + hc_head_base) + hc_eps
+    return (x * pre.unsqueeze(-1)).sum(1).bfloat16()
+
+
+def mtp_projection(
+    hidden_states: Tensor,
+    prev_hidden_states: Tensor,
+    enorm_w: Tensor,
+    hnorm_w: Tensor,
+    e_proj_w: Tensor,
+    e_proj_w_scale: Tensor,
+    e_proj_smooth: Tensor,
+    h_proj_w: Tensor,
+    h_proj_w_scale: Tensor,
+    h_proj_smooth: Tensor,
+    *,
+    rms_eps: float,
+) -> Tensor:
+    e = _projected(hidden_states, enorm_w, e_proj_smooth, e_proj_w, e_proj_w_scale, rms_eps)
+    h = _projected(prev_hidden_states, hnorm_w, h_proj_smooth, h_proj_w, h_proj_w_scale, rms_eps)
+    return (e + h).bfloat16()
+
+
+def qkv_proj_rope(
+    x: Tensor,
+    wq_a: Tensor,
+    wq_b: Tensor,
+    wq_b_scale: Tensor,
+    wkv: Tensor,
+    rope_cos: Tensor,
+    rope_sin: Tensor,
+    gamma_cq: Tensor,
+    gamma_ckv: Tensor,
+    *,
+    rms_eps: float,
+) -> tuple[Tensor, ...]:
+    wide, half = x.float(), rope_cos.shape[1] // 2
+    cos, sin = rope_cos[:, :half].float(), rope_sin[:, :half].float()
+    codes, scale = _quantised(_normed(wide @ wq_a.float(), rms_eps) * gamma_cq.float())
+    heads = (codes.float() @ wq_b.float() * scale * wq_b_scale).unflatten(1, (-1, gamma_ckv.shape[0]))
+    q = _rotated(_normed(heads, rms_eps), cos.unsqueeze(1), sin.unsqueeze(1))
+    kv = _rotated(_normed(wide @ wkv.float(), rms_eps) * gamma_ckv.float(), cos, sin)
+    return q.bfloat16(), kv.bfloat16(), codes, scale
+
+
+def lm_head(hidden_states: Tensor, lm_head_weight: Tensor) -> Tensor:
+    shards = [hidden_states.flatten(0, 1).float() @ weight.float().T for weight in lm_head_weight]
+    return torch.cat(shards, dim=-1).unflatten(0, hidden_states.shape[:2])
+
+
+def _projected(x: Tensor, norm_w: Tensor, smooth: Tensor, weight: Tensor, scale: Tensor, rms_eps: float) -> Tensor:
+    codes, row_scale = _quantised(_normed(x.float(), rms_eps) * norm_w * smooth)
+    return codes.float() @ weight.float().T * row_scale * scale
+
+
+def _normed(x: Tensor, rms_eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + rms_eps)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    plain, lanes = x.split((x.shape[-1] - 2 * cos.shape[-1], 2 * cos.shape[-1]), dim=-1)
+    even, odd = lanes[..., 0::2], lanes[..., 1::2]
+    return torch.cat([plain, torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)], -1)
+
+
 def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / 127
     return (x / scale).round().to(torch.int8), scale

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from fault import RINT_BF16, Fault
 
+STREAMS = """\
+        x0 = gated_stream(x_fp32, gates, t0, d0, 0)
+        x1 = gated_stream(x_fp32, gates, t0, d0, 1)
+        x2 = gated_stream(x_fp32, gates, t0, d0, 2)
+        x3 = gated_stream(x_fp32, gates, t0, d0, 3)
+"""
+INTERLEAVED_STREAMS = """\
+        wide = x_fp32[t0 : t0 + TOKENS, d0 * HC_MULT : d0 * HC_MULT + OUT_COLS * HC_MULT]
+        g0 = pl.reshape(gates[0:1, t0 : t0 + TOKENS], [TOKENS, 1])
+        g1 = pl.reshape(gates[1:2, t0 : t0 + TOKENS], [TOKENS, 1])
+        g2 = pl.reshape(gates[2:3, t0 : t0 + TOKENS], [TOKENS, 1])
+        g3 = pl.reshape(gates[3:4, t0 : t0 + TOKENS], [TOKENS, 1])
+        x0 = pl.row_expand_mul(pl.gather(wide, mask_pattern=pl.tile.MaskPattern.P0001), g0)
+        x1 = pl.row_expand_mul(pl.gather(wide, mask_pattern=pl.tile.MaskPattern.P0010), g1)
+        x2 = pl.row_expand_mul(pl.gather(wide, mask_pattern=pl.tile.MaskPattern.P0100), g2)
+        x3 = pl.row_expand_mul(pl.gather(wide, mask_pattern=pl.tile.MaskPattern.P1000), g3)
+"""
+
 FAULTS = (
     Fault(
         op="hc_head",
@@ -141,5 +159,22 @@ FAULTS = (
         output="y",
         why="T is taken from the decode deployment and not from the shape",
         deployment="prefill",
+    ),
+    Fault(
+        op="hc_head",
+        name="stream_index_fastest",
+        before=STREAMS,
+        after=INTERLEAVED_STREAMS,
+        output="y",
+        why="a flattened row is stream after stream, not channel after channel",
+    ),
+    Fault(
+        op="hc_head",
+        name="sums_rounded",
+        before="pl.add(pl.add(x0, x1), pl.add(x2, x3))",
+        after='pl.add(pl.cast(pl.cast(pl.add(x0, x1), pl.BF16, mode="rint"), pl.FP32), pl.add(x2, x3))',
+        output="y",
+        why="a partial sum is rounded to BF16",
+        cases=("even_gates",),
     ),
 )

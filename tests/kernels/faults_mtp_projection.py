@@ -118,14 +118,45 @@ FAULTS = (
     Fault(
         op="mtp_projection",
         name="smoothing_on_the_output",
-        before="pl.col_expand_mul(by_token, weight_scale[0:1, n0 : n0 + OUT_COLS])",
+        before="e_out = dequantised(e_i32, e_scale, e_w_scale, t0, n0)",
         after=(
-            "pl.col_expand_mul(\n"
-            "        by_token, pl.mul(weight_scale[0:1, n0 : n0 + OUT_COLS], weight_scale[0:1, n0 : n0 + OUT_COLS])\n"
-            "    )"
+            "plain = dequantised(e_i32, e_scale, e_w_scale, t0, n0)\n"
+            "        e_out = pl.col_expand_mul(plain, e_smooth[0:1, n0 : n0 + OUT_COLS])"
         ),
         output=MTP,
-        why="a vector of the output channels acts twice",
+        why="the smoothing of the input channels acts on the output channels",
+    ),
+    Fault(
+        op="mtp_projection",
+        name="smoothing_swapped",
+        before="normalised(e_rows, e_norm_w, e_smooth,",
+        after="normalised(e_rows, e_norm_w, h_smooth,",
+        output=MTP,
+        why="both branches take the smoothing of one; invisible with smoothing of one",
+    ),
+    Fault(
+        op="mtp_projection",
+        name="weight_scales_permuted",
+        before="weight_scale[0:1, n0 : n0 + OUT_COLS]",
+        after="weight_scale[0:1, D - n0 - OUT_COLS : D - n0]",
+        output=MTP,
+        why="channels take each other's scale; invisible in weights of practically equal scales",
+    ),
+    Fault(
+        op="mtp_projection",
+        name="scale_per_tensor",
+        before="pl.row_expand_mul(acc, scales[t0 : t0 + TOKENS, 0:1])",
+        after="pl.mul(acc, pl.read(scales, [t0, 0]))",
+        output=MTP,
+        why="one scale for several tokens",
+    ),
+    Fault(
+        op="mtp_projection",
+        name="quantise_ceil",
+        before='pl.cast(scaled, pl.INT32, mode="rint")',
+        after='pl.cast(scaled, pl.INT32, mode="ceil")',
+        output=MTP,
+        why="codes are rounded up",
     ),
     Fault(
         op="mtp_projection",

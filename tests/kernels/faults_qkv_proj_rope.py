@@ -32,6 +32,36 @@ LAST_KV_GAMMA_AFTER = """\
         kv[t0 : t0 + TOKENS, NOPE_DIM:HEAD_DIM] = pl.cast(weighted, pl.BF16, mode="rint")
 """
 
+HEAD_OFFSETS = """\
+        nope0 = block % N_HEADS * HEAD_DIM
+        rope0 = nope0 + NOPE_DIM
+"""
+ROTARY_LANES_FIRST = """\
+        rope0 = block % N_HEADS * HEAD_DIM
+        nope0 = rope0 + ROPE_DIM
+"""
+HEAD_LOADS = """\
+            nope = query[t0 : t0 + TOKENS, nope0 : nope0 + NOPE_DIM]
+            rope = query[t0 : t0 + TOKENS, rope0 : rope0 + ROPE_DIM]
+"""
+HEADS_INNERMOST = """\
+            h = block % N_HEADS
+            by_lane = pl.reshape(query[t0 : t0 + TOKENS, 0:Q_COLS], [TOKENS * HEAD_DIM, N_HEADS])
+            by_head = pl.transpose(by_lane, 0, 1)
+            head = pl.reshape(by_head[h : h + 1, 0 : TOKENS * HEAD_DIM], [TOKENS, HEAD_DIM])
+            nope = head[0:TOKENS, 0:NOPE_DIM]
+            rope = head[0:TOKENS, NOPE_DIM:HEAD_DIM]
+"""
+PAIRS = """\
+    even = pl.gather(lanes, mask_pattern=pl.tile.MaskPattern.P0101)
+    odd = pl.gather(lanes, mask_pattern=pl.tile.MaskPattern.P1010)
+"""
+PAIRS_OF_HALVES = """\
+    even = lanes[0:TOKENS, 0:ROPE_HALF]
+    odd = lanes[0:TOKENS, ROPE_HALF:ROPE_DIM]
+"""
+ALL_HEADS = "query[t0 : t0 + TOKENS, 0:Q_COLS]"
+
 FAULTS = (
     Fault(
         op="qkv_proj_rope",
@@ -255,6 +285,100 @@ FAULTS = (
         nth=2,
         output="kv",
         why="every token tile is rotated as the first",
+        deployment="prefill",
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="no_rms_epsilon_on_heads",
+        before="pl.add(mean_square, RMS_EPS)",
+        after="pl.add(mean_square, 0.0)",
+        output="q",
+        why="heads around the epsilon are blown up; invisible with scales of any ordinary size",
+        cases=("tiny_scales",),
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="low_precision_rsqrt_on_kv",
+        before="pl.recip(pl.sqrt(pl.add(mean_square, RMS_EPS)))",
+        after="pl.rsqrt(pl.add(mean_square, RMS_EPS))",
+        output="kv",
+        why="the approximate instruction: 1/rms is wrong by up to 2^-12",
+        deployment="prefill",
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="table_column_of_the_lane",
+        before="cos = pl.cast(rope_cos[t0 : t0 + TOKENS, 0:ROPE_HALF], pl.FP32)",
+        after=(
+            "cos = pl.gather(\n"
+            "            pl.cast(rope_cos[t0 : t0 + TOKENS, 0:ROPE_DIM], pl.FP32),\n"
+            "            mask_pattern=pl.tile.MaskPattern.P0101,\n"
+            "        )"
+        ),
+        occurs=2,
+        nth=1,
+        output="q",
+        why="lane j reads column j of a table row, not j >> 1; the same with the second half a copy of the first",
+        cases=("default", "attention_base"),
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="pairs_of_halves",
+        before=PAIRS,
+        after=PAIRS_OF_HALVES,
+        output="kv",
+        why="lane i is paired with i + 32, as other models do, instead of its neighbour",
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="first_lanes_rotate",
+        before=HEAD_OFFSETS,
+        after=ROTARY_LANES_FIRST,
+        output="q",
+        why="the rotary lanes are the last of a head",
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="heads_innermost",
+        before=HEAD_LOADS,
+        after=HEADS_INNERMOST,
+        output="q",
+        why="columns of wq_b are head after head, not lane after lane",
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="column_scale_per_head",
+        before="pl.col_expand_mul(by_token, column_scale[0:1, n0 : n0 + DEQUANT_COLS])",
+        after="pl.mul(by_token, pl.read(column_scale, [0, n0 // HEAD_DIM]))",
+        output="q",
+        why="every column has a scale of its own",
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="rms_over_all_heads",
+        before="pl.add(nope_sum, rope_sum)",
+        after=f"pl.mul(pl.row_sum(pl.mul({ALL_HEADS}, {ALL_HEADS})), 1.0 / N_HEADS)",
+        output="q",
+        why="the RMS is that of each head",
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="kv_rounded_before_norm",
+        before="normed = pl.col_expand_mul(pl.row_expand_mul(again, inv_rms), gamma)\n            kv[",
+        after=(
+            'rounded = pl.cast(pl.cast(again, pl.BF16, mode="rint"), pl.FP32)\n'
+            "            normed = pl.col_expand_mul(pl.row_expand_mul(rounded, inv_rms), gamma)\n            kv["
+        ),
+        output="kv",
+        why="a BF16 hop of the projection",
+    ),
+    Fault(
+        op="qkv_proj_rope",
+        name="unprojected_rows",
+        before="pl.spmd(BOXES * Q_UP_GROUPS,",
+        after="pl.spmd((BOXES - 1) * Q_UP_GROUPS,",
+        output="q",
+        why="the last row box is never projected",
         deployment="prefill",
     ),
 )
