@@ -21,26 +21,24 @@ from goldens.moe_dispatch import moe_dispatch
 
 STAGES = (
     "x_mixed", "post", "comb", "normed", "x_norm", "x_norm_i8", "x_norm_scale", "biased", "indices", "weights",
-    "shared_h_i8", "sh", "recv_meta", "recv_count_out", "recv_x_out", "recv_scale_out", "recv_w_out",
+    "shared_h_i8", "sh", "overflow", "recv_meta", "recv_count_out", "recv_x_out", "recv_scale_out", "recv_w_out",
     "recv_r_route_out", "routed_h_i8", "recv_y", "routed_y_buf", "ffn_out", "x_next",
 )  # fmt: skip
-
 
 _OF_GATE = ("normed", "x_norm", "x_norm_i8", "x_norm_scale", "biased", "indices", "weights")
 
 
-def _replicated(name: str, tensor: Tensor, ep: int) -> Tensor:
+def _same_on_all_ranks(name: str, tensor: Tensor) -> Tensor:
     """The one value of a tensor [EP, ...] that all ranks must agree on, bit for bit."""
-    expect(f"moe: {name}", tensor, (ep, *[None] * (tensor.dim() - 1)), tensor.dtype)
-    for rank in range(1, ep):
-        one, first = tensor[rank].contiguous().view(torch.uint8), tensor[0].contiguous().view(torch.uint8)
-        if not torch.equal(one, first):
-            byte = int((one != first).flatten().nonzero()[0])
-            index = torch.unravel_index(torch.tensor(byte // tensor.element_size()), tensor.shape[1:])
-            place = [int(axis) for axis in index]
+    first = tensor[0].contiguous().view(torch.uint8)
+    for rank in range(1, len(tensor)):
+        differing = tensor[rank].contiguous().view(torch.uint8) != first
+        if bool(differing.any()):
+            element = int(differing.flatten().nonzero()[0]) // tensor.element_size()
+            place = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(element), tensor.shape[1:]))
             raise GoldenInputError(
-                f"moe: {name}{[rank, *place]} is {tensor[rank][tuple(place)].item()} and on rank 0 "
-                f"{tensor[0][tuple(place)].item()}, expected the same on all ranks"
+                f"moe: {name}{[rank, *place]} is {tensor[rank][place].item()} and on rank 0 {tensor[0][place].item()}, "
+                f"expected the same on all ranks"
             )
     return tensor[0]
 
@@ -119,26 +117,47 @@ def moe(
 
     Raises GoldenInputError for a wrong shape or dtype, replicated tensors that differ between ranks, and whatever the
     golden of a part refuses; CapacityError if a source has more rows for an expert than its lane holds.
+
+    Long, because it checks the 22 tensors of the contract by name before it strings the parts together.
     """
-    ep, t, _, d = expect("moe: x_hc", x_hc, (None, None, None, None), torch.bfloat16)
+    ep, t, hc, d = expect("moe: x_hc", x_hc, (None, None, None, None), torch.bfloat16)
+    _, n_local, inner, _ = expect("moe: routed_w1", routed_w1, (ep, None, None, d), torch.int8)
+    _, _, k = expect("moe: tid2eid", tid2eid, (ep, None, None), torch.int32)
     expect("moe: input_ids", input_ids, (ep, t), torch.int64)
-    expect("moe: routed_w1", routed_w1, (ep, None, None, d), torch.int8)
-    hc_parameters = [
-        _replicated("hc_ffn_fn", hc_ffn_fn, ep),
-        _replicated("hc_ffn_scale", hc_ffn_scale, ep),
-        _replicated("hc_ffn_base", hc_ffn_base, ep),
-    ]
-    gamma, router = _replicated("norm_w", norm_w, ep), _replicated("gate_w", gate_w, ep)
-    bias, table = _replicated("gate_bias", gate_bias, ep), _replicated("tid2eid", tid2eid, ep)
-    shared_weights = [
-        _replicated("shared_w1", shared_w1, ep),
-        _replicated("shared_w1_scale", shared_w1_scale, ep),
-        _replicated("shared_w3", shared_w3, ep),
-        _replicated("shared_w3_scale", shared_w3_scale, ep),
-        _replicated("shared_w2", shared_w2, ep),
-        _replicated("shared_w2_scale", shared_w2_scale, ep),
-    ]
-    routed_weights = (routed_w1, routed_w1_scale, routed_w3, routed_w3_scale, routed_w2, routed_w2_scale)
+    mix_hc, fp32, int8 = (2 + hc) * hc, torch.float32, torch.int8
+
+    def local(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        expect(f"moe: {name}", tensor, (ep, *shape), dtype)
+        return tensor
+
+    def shared(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return _same_on_all_ranks(name, local(name, tensor, shape, dtype))
+
+    hc_parameters = (
+        shared("hc_ffn_fn", hc_ffn_fn, (mix_hc, hc * d), fp32),
+        shared("hc_ffn_scale", hc_ffn_scale, (3,), fp32),
+        shared("hc_ffn_base", hc_ffn_base, (mix_hc,), fp32),
+    )
+    gamma = shared("norm_w", norm_w, (d,), torch.bfloat16)
+    router = shared("gate_w", gate_w, (ep * n_local, d), fp32)
+    bias = shared("gate_bias", gate_bias, (ep * n_local,), fp32)
+    table = _same_on_all_ranks("tid2eid", tid2eid)
+    routed_weights = (
+        routed_w1,
+        local("routed_w1_scale", routed_w1_scale, (n_local, inner), fp32),
+        local("routed_w3", routed_w3, (n_local, inner, d), int8),
+        local("routed_w3_scale", routed_w3_scale, (n_local, inner), fp32),
+        local("routed_w2", routed_w2, (n_local, d, inner), int8),
+        local("routed_w2_scale", routed_w2_scale, (n_local, d), fp32),
+    )
+    shared_weights = (
+        shared("shared_w1", shared_w1, (inner, d), int8),
+        shared("shared_w1_scale", shared_w1_scale, (inner,), fp32),
+        shared("shared_w3", shared_w3, (inner, d), int8),
+        shared("shared_w3_scale", shared_w3_scale, (inner,), fp32),
+        shared("shared_w2", shared_w2, (d, inner), int8),
+        shared("shared_w2_scale", shared_w2_scale, (d,), fp32),
+    )
     counts = torch.full((ep, 1), expect_integer("moe: num_tokens", num_tokens), dtype=torch.int32)
     device = dict(given or {})
     stages: dict[str, Tensor] = {}
@@ -168,12 +187,12 @@ def moe(
             given={name: device[name][rank] for name in ("x_norm", "indices") if name in device},
         )
     keep(_stacked(chosen, _OF_GATE))
-    shared: dict[str, Tensor] = {}
+    every: dict[str, Tensor] = {}
     codes, scales = stages["x_norm_i8"], stages["x_norm_scale"]
-    expert_shared(codes.flatten(0, 1), scales.flatten(0, 1), *shared_weights, swiglu_limit=swiglu_limit, taps=shared)
-    keep(_by_rank({"shared_h_i8": shared["h_i8"], "sh": shared["sh"]}, ("shared_h_i8", "sh"), ep))  # step 3
+    expert_shared(codes.flatten(0, 1), scales.flatten(0, 1), *shared_weights, swiglu_limit=swiglu_limit, taps=every)
+    keep(_by_rank({"shared_h_i8": every["h_i8"], "sh": every["sh"]}, ("shared_h_i8", "sh"), ep))  # step 3
     received = moe_dispatch(  # step 4
-        stages["indices"], codes, scales, stages["weights"], counts, n_local=routed_w1.shape[1], recv_max=recv_max
+        stages["indices"], codes, scales, stages["weights"], counts, n_local=n_local, recv_max=recv_max
     )
     keep(_expert_outputs(received, routed_weights, swiglu_limit, traced=taps is not None))
     combined = moe_combine(  # step 6
@@ -182,7 +201,7 @@ def moe(
         stages["sh"],
         received["recv_meta"],
         counts,
-        topk=table.shape[1],
+        topk=k,
     )
     keep(combined)
     post, comb = stages["post"].flatten(0, 1), stages["comb"].flatten(0, 1)

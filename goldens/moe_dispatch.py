@@ -12,7 +12,8 @@ from goldens.errors import GoldenInputError
 from goldens.numerics.routes import compact, expect_capacity, lane_loads, meta_of
 
 STAGES = (
-    "lane_loads", "recv_meta", "recv_count_out", "recv_x_out", "recv_scale_out", "recv_w_out", "recv_r_route_out",
+    "lane_loads", "overflow", "recv_meta", "recv_count_out", "recv_x_out", "recv_scale_out", "recv_w_out",
+    "recv_r_route_out",
 )  # fmt: skip
 
 

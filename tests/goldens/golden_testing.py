@@ -166,6 +166,60 @@ def lm_head_inputs(seed=0, t=5, tp=2):
     return {"hidden_states": hidden, "lm_head_weight": draw.normal(tp, VOCAB, D, std=0.1, dtype=torch.bfloat16)}, {}
 
 
+def moe_dispatch_inputs(seed=0, t=5, ep=2, n_local=6, recv_max=None, counts=None):
+    """Distinct ids; `recv_max` defaults to the worst case, `counts` to all tokens."""
+    draw = Draw(seed)
+    n = ep * n_local
+    ids = [torch.randperm(n, generator=draw.generator)[:K] for _ in range(ep * t)]
+    codes, scale = draw.tokens_i8(ep, t, D)
+    tensors = {
+        "indices": torch.stack(ids).to(torch.int32).view(ep, t, K),
+        "x_norm_i8": codes,
+        "x_norm_scale": scale,
+        "weights": draw.uniform(ep, t, K),
+        "num_tokens": torch.tensor(counts or [t] * ep, dtype=torch.int32).view(ep, 1),
+    }
+    return tensors, {"n_local": n_local, "recv_max": ep * t if recv_max is None else recv_max}
+
+
+def moe_combine_inputs(seed=0, t=5, ep=2, n_local=6, counts=None):
+    """Keys and counts as dispatch leaves them; rows of any value."""
+    sent, parameters = moe_dispatch_inputs(seed, t, ep, n_local, counts=counts)
+    received = golden("moe_dispatch")(**sent, **parameters)
+    draw = Draw(seed + 1)
+    tensors = {
+        "recv_y": draw.normal(ep, n_local, ep * t, D, dtype=torch.bfloat16),
+        "recv_r_route_out": received["recv_r_route_out"],
+        "sh": draw.normal(ep, t, D, dtype=torch.bfloat16),
+        "recv_meta": received["recv_meta"],
+        "num_tokens": sent["num_tokens"],
+    }
+    return tensors, {"topk": K}
+
+
+def moe_inputs(seed=0, t=5, ep=2, layer_id=10, num_tokens=None, n_local=16):
+    """The parts' own inputs; what is the same on all ranks is copied to them."""
+    draw = Draw(seed)
+    router, router_parameters = gate_inputs(seed, t, n=ep * n_local)
+    mix = hc_pre_inputs(seed, t)[0]
+
+    def replicated(value):
+        return value.expand(ep, *value.shape).contiguous()
+
+    tensors = {"x_hc": draw.normal(ep, t, HC, D, dtype=torch.bfloat16)}
+    tensors |= {f"hc_ffn_{name}": replicated(mix[f"hc_{name}"]) for name in ("fn", "scale", "base")}
+    tensors |= {name: replicated(router[name]) for name in ("norm_w", "gate_w", "gate_bias", "tid2eid")}
+    tensors["input_ids"] = draw.integers(0, VOCAB, ep, t)
+    for kind, lead in (("routed", (ep, n_local)), ("shared", ())):
+        for name, shape in (("w1", (INTER, D)), ("w3", (INTER, D)), ("w2", (D, INTER))):
+            codes, scale = draw.weight_i8(*lead, *shape)
+            tensors[f"{kind}_{name}"] = codes if lead else replicated(codes)
+            tensors[f"{kind}_{name}_scale"] = scale if lead else replicated(scale)
+    tensors |= {"layer_id": layer_id, "num_tokens": t if num_tokens is None else num_tokens}
+    sizes = {"recv_max": ep * t, "hc_eps": HC_EPS, "sinkhorn_iters": 20, "swiglu_limit": 10.0}
+    return tensors, router_parameters | sizes
+
+
 INPUTS = {
     "rms_norm": rms_norm_inputs,
     "hc_pre": hc_pre_inputs,
@@ -177,6 +231,9 @@ INPUTS = {
     "mtp_projection": mtp_projection_inputs,
     "qkv_proj_rope": qkv_proj_rope_inputs,
     "lm_head": lm_head_inputs,
+    "moe_dispatch": moe_dispatch_inputs,
+    "moe_combine": moe_combine_inputs,
+    "moe": moe_inputs,
 }
 
 
