@@ -1,7 +1,7 @@
 """Regressions: error statistics that left the spread they had, even where every tolerance still holds.
 
 The baseline of an output in one situation (op, sizes, case) is every earlier row of it: the legal ensemble as far as
-it was run. The newest rows regress in a statistic when their median lies above the largest value of the baseline by
+it was run. The newest rows regress in a statistic when their mean lies above the largest value of the baseline by
 more than the baseline itself spreads. A deterministic device without freedoms spreads by nothing, so any growth shows.
 """
 
@@ -44,7 +44,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Shift:
-    """A statistic that grew: its largest value before, its median now, and since which session and revision."""
+    """A statistic that grew: its largest value before, its mean now, and since which session and revision."""
 
     key: Key
     statistic: str
@@ -152,14 +152,14 @@ def _shift(key: Key, statistic: str, old: list[dict[str, object]], new: list[dic
     before, now = _values(old, statistic), _values(new, statistic)
     if not before or not now:
         return None
-    largest, median = max(before), statistics.median(now)
+    largest, mean = max(before), statistics.fmean(now)
     spread = largest - statistics.median(before) if math.isfinite(largest) else 0.0
     floor = _COIN if statistic == "abs_bias" else 0.0
-    if not median > max(largest + spread, floor):
+    if not mean > max(largest + spread, floor):
         return None
     first = next(row for row in new if (v := row[statistic]) is not None and float(v) > largest)  # type: ignore[arg-type]
     return Shift(
-        key, statistic, largest, spread, median, len(before), len(now),
+        key, statistic, largest, spread, mean, len(before), len(now),
         str(first["session"]), str(first["revision"]), _moment(first), str(first["command"]),
     )  # fmt: skip
 
