@@ -7,6 +7,7 @@ its place; when one dies, that is the outcome of the mutant it had.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import signal
 import tempfile
@@ -25,12 +26,14 @@ from harness.mutate.situations import situations
 
 _MEMORY = 6 << 30  # bytes of data that a worker may have
 _PATIENCE = 0.2  # seconds between looks at the clock
+_WALL = 20  # wall seconds for each processor second of the limit: one that sleeps is late, too
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How mutants are judged. `seeds`, `cases`: see `situations`; `limit`: wall seconds for one mutant, with the inputs
-    and goldens that its worker had not made yet; `tolerances`: path of the file, None for the shipped one."""
+    """How mutants are judged. `seeds`, `cases`: see `situations`; `limit`: processor seconds for one mutant, with the
+    inputs and goldens that its worker had not made yet (a busy machine makes no mutant late); `tolerances`: path of the
+    file, None for the shipped one."""
 
     seeds: tuple[int, ...] = (0, 1)
     cases: tuple[str, ...] = ()
@@ -68,7 +71,7 @@ class _Worker:
         self.settings = settings
         self.folder = folder
         self.mutant: Mutant | None = None
-        self.since = 0.0
+        self.since = self.spent = 0.0
         self._begin()
 
     def _begin(self) -> None:
@@ -83,13 +86,13 @@ class _Worker:
             raise UsageError("a worker process did not start")
 
     def give(self, mutant: Mutant) -> None:
-        self.mutant, self.since = mutant, time.monotonic()
+        self.mutant, self.since, self.spent = mutant, time.monotonic(), _processor_seconds(self.process.pid)
         self.pipe.send(mutant)
 
     def take(self) -> tuple[Mutant, Outcome] | None:
         """The outcome of its mutant, None while there is none."""
         assert self.mutant is not None
-        spent = time.monotonic() - self.since
+        spent = _processor_seconds(self.process.pid) - self.spent
         outcome: Outcome | None = None
         if self.pipe.poll():
             try:
@@ -101,7 +104,7 @@ class _Worker:
                 if isinstance(answer, str):
                     raise UsageError(answer)
                 outcome = answer
-        elif spent > self.settings.limit:
+        elif max(spent, (time.monotonic() - self.since) / _WALL) > self.settings.limit:
             outcome = lost("limit", f"still running after {self.settings.limit:g} s", spent)
         if outcome is None:
             return None
@@ -116,6 +119,15 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.pipe.close()
+
+
+def _processor_seconds(pid: int | None) -> float:
+    """User and system time of a process, of Linux's /proc; 0 for one that has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _work(pipe: Connection, settings: Settings, folder: Path) -> None:
