@@ -58,6 +58,7 @@ class Refused:
 def execute_each(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict | Refused]:
     """Like `execute`, but a run that is refused becomes a result of its own and the others go on."""
     if jobs == 1:
+        _worker_session.cache_clear()  # a kernel file may have changed since
         for batch in batches(runs):
             yield from _each(batch)
         return
@@ -73,7 +74,7 @@ def execute_each(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict | Refus
 
 
 def _each(batch: list[Run]) -> list[Verdict | Refused]:
-    session = _session(batch[0])
+    session = _worker_session(batch[0].device, batch[0].checks, batch[0].tolerances)
     results: list[Verdict | Refused] = []
     for run in batch:
         try:
@@ -96,13 +97,13 @@ def batches(runs: Sequence[Run]) -> list[list[Run]]:
 
 def _session(run: Run) -> Session:
     path = DEFAULT_PATH if run.tolerances is None else Path(run.tolerances)
-    return _new_session(run.device, run.checks, path, path.stat().st_mtime_ns if path.exists() else 0)
+    return Session(get_device(run.device, checks=run.checks == "on"), load_tolerances(path))
 
 
 @lru_cache(maxsize=1)
-def _new_session(device: str, checks: str, path: Path, _changed: int) -> Session:
-    """A session stays from one batch to the next: reading the tolerances takes longer than a small run."""
-    return Session(get_device(device, checks=checks == "on"), load_tolerances(path))
+def _worker_session(device: str, checks: str, tolerances: str | None) -> Session:
+    """One session for all batches of a worker: reading the tolerances takes longer than a small run."""
+    return _session(Run("", device=device, checks=checks, tolerances=tolerances))
 
 
 def _one_thread() -> None:
