@@ -1,4 +1,4 @@
-"""The command `goldengate`: verify, equiv, fuzz, list, golden, mutate, run-file.
+"""The command `goldengate`: verify, equiv, fuzz, list, golden, capacity, mutate, run-file.
 
 Exit codes: 0 all verified and passed, 1 something failed, 2 bad input or usage (one line on stderr), 3 nothing
 failed but something is unverified, 4 an error of goldengate itself (with a traceback).
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from goldens.errors import GoldenInputError
-from harness import report
+from harness import capacity, report
 from harness.calibrate import command as calibrate
 from harness.compare import FAIL, PASS
 from harness.devices import get_device
@@ -124,6 +124,7 @@ def build_parser() -> _Parser:
     golden.add_argument("--save", metavar="DIR", help="write inputs and outputs as a snapshot below DIR")
 
     calibrate.add_arguments(commands.add_parser("calibrate", help="fit tolerances to legal devices"))
+    capacity.add_arguments(commands.add_parser("capacity", help="receive depth that each routing of the MoE needs"))
     mutate.add_arguments(commands.add_parser("mutate", help="make kernels wrong and count what the gate rejects"))
     gate.add_arguments(commands.add_parser("gate", help="judge what a change affects: what CI calls"))
     run_file.add_arguments(commands.add_parser("run-file", help="run a kernel script unmodified on the emulator"))

@@ -156,9 +156,9 @@ def _cases(config: ModelConfig, tokens: int) -> tuple[Case, ...]:
     first_score = config.num_hash_layers
     last = config.num_hidden_layers - 1
     return (
-        Case("default", tags=("default", "hash" if first_score else "score")),
+        Case("default", tags=("default", "routing", "hash" if first_score else "score")),
         *(Case("hash_last", scalars={"layer_id": first_score - 1}, tags=("hash",)) for _ in range(first_score > 0)),
-        Case("score_first", scalars={"layer_id": first_score}, tags=("score",)),
+        Case("score_first", scalars={"layer_id": first_score}, tags=("score", "routing")),
         Case("score_last", scalars={"layer_id": last}, tags=("score",)),
         *_token_count_cases(first_score, tokens),
         *_score_cases(config, first_score),
@@ -183,7 +183,7 @@ def _score_cases(config: ModelConfig, layer: int) -> tuple[Case, ...]:
 
     def biased(name: str, bias: Distribution, **more: Distribution) -> Case:
         overrides = {name: Equal(base, 0) for name, base in {"gate_bias": bias, **more}.items()}
-        return Case(name, overrides, {"layer_id": layer}, ("score", "skew"))
+        return Case(name, overrides, {"layer_id": layer}, ("score", "skew", "routing"))
 
     return (
         biased("score_bias", Normal(std=0.1)),
@@ -200,7 +200,8 @@ def _hash_cases(config: ModelConfig) -> tuple[Case, ...]:
     """Every skew that a table or token ids can make, and tables that must be refused."""
 
     def table(name: str, rows: Distribution, *tags: str, **more: Distribution) -> Case:
-        return Case(f"hash_{name}", {"tid2eid": Equal(rows, 0), **more}, tags=("hash", *tags))
+        routing = () if "invalid" in tags else ("routing",)
+        return Case(f"hash_{name}", {"tid2eid": Equal(rows, 0), **more}, tags=("hash", *tags, *routing))
 
     return (
         table("round_robin", RoundRobinTable()),
@@ -211,7 +212,7 @@ def _hash_cases(config: ModelConfig) -> tuple[Case, ...]:
         # All tokens of rank r go to rank r + 1.
         table("next_rank", RankRowsTable(), "skew", input_ids=NextRankTokens()),
         # Every token names the same experts: their lanes are full.
-        Case("hash_same_token", {"input_ids": Constant(7)}, tags=("hash", "skew")),
+        Case("hash_same_token", {"input_ids": Constant(7)}, tags=("hash", "skew", "routing")),
         table("duplicate", DuplicateTable(), "invalid"),
         table("out_of_range", OutOfRangeTable(), "invalid"),
         Case("hash_bad_token", {"input_ids": Constant(config.vocab_size)}, tags=("hash", "invalid")),
