@@ -40,9 +40,11 @@ class Chain:
         self.stages[name] = continued(self.given, self.op, name, computed)
         return self.stages[name]
 
-    def only(self, *names: str) -> dict[str, Tensor]:
-        """What was given of these stages: for the golden of a part."""
-        return {name: self.given[name] for name in names if self.given is not None and name in self.given}
+    def only(self, *names: str, **renamed: str) -> dict[str, Tensor]:
+        """What was given of these stages, for the golden of a part; `renamed`: stage -> the name that it has there."""
+        given = {} if self.given is None else self.given
+        wanted = {name: name for name in names} | renamed
+        return {there: given[here] for here, there in wanted.items() if here in given}
 
 
 def step_positions(op: str, position_ids: Tensor, batch: int, length: int) -> Tensor:

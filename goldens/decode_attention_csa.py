@@ -28,10 +28,15 @@ from goldens.numerics.visibility import BLOCK, csa_columns, csa_window
 
 OP = "decode_attention_csa"
 RATIO = 4
+INDEXER_STAGES = (
+    "q_codes", "q_scale", "weights", "inner_row_bf16", "inner_kv", "inner_compress_state", "idx_kv_cache", "score",
+    "envelope", "selection", "topk_idxs",
+)  # fmt: skip
+"""Stages of decode_indexer that the layer takes over, in order; see there."""
+
 STAGES = (
-    *INPUT_STAGES, "cmp_cos", "cmp_sin", "idx_cos", "idx_sin", "compress_state", "cmp_kv", "inner_compress_state",
-    "idx_kv_cache", "score", "topk_idxs", "cmp_sparse_indices", "valid_block_mask", *PROJECTION_STAGES, "kv_cache",
-    "x_out",
+    *INPUT_STAGES, "cmp_cos", "cmp_sin", "idx_cos", "idx_sin", "compress_state", "pooled_kv", "cmp_kv", *INDEXER_STAGES,
+    "cmp_sparse_indices", "valid_block_mask", *PROJECTION_STAGES, "kv_cache", "x_out",
 )  # fmt: skip
 
 
@@ -171,12 +176,14 @@ def decode_attention_csa(
         cmp_slot_mapping.view(positions.shape),
         state_slot_mapping.view(positions.shape),
         rms_eps=rms_eps,
-        given=chain.only("compress_state"),
+        given=chain.only("compress_state", pooled_kv="kv"),
     )
     chain.put("compress_state", compressed["compress_state"])
+    chain.put("pooled_kv", compressed["kv"])
     pool = chain.put("cmp_kv", compressed["cmp_kv_cache"])
 
-    indexed = decode_indexer(  # step 5
+    indexed: dict[str, Tensor] = {}
+    decode_indexer(  # step 5
         x,
         stages["qr"],
         stages["qr_scale"],
@@ -208,9 +215,10 @@ def decode_attention_csa(
         visible_by=visible_by,
         query_rope=query_rope,
         inner_rope=inner_rope,
-        given=chain.only("inner_compress_state", "idx_kv_cache", "score"),
+        taps=indexed,
+        given=chain.only(*INDEXER_STAGES),
     )
-    for name in ("inner_compress_state", "idx_kv_cache", "score", "topk_idxs"):
+    for name in INDEXER_STAGES:
         chain.put(name, indexed[name])
 
     listed = chain.put("cmp_sparse_indices", _listed(positions, stages["topk_idxs"], win, index_topk))

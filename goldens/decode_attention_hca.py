@@ -26,8 +26,8 @@ from goldens.numerics.visibility import hca_list
 OP = "decode_attention_hca"
 RATIO = 128
 STAGES = (
-    *INPUT_STAGES, "cmp_cos", "cmp_sin", "compress_state", "cmp_kv", "cmp_sparse_indices", *PROJECTION_STAGES,
-    "kv_cache", "x_out",
+    *INPUT_STAGES, "cmp_cos", "cmp_sin", "compress_state", "pooled_kv", "cmp_kv", "cmp_sparse_indices",
+    *PROJECTION_STAGES, "kv_cache", "x_out",
 )  # fmt: skip
 
 
@@ -118,9 +118,10 @@ def decode_attention_hca(
         cmp_slot_mapping.view(positions.shape),
         state_slot_mapping.view(positions.shape),
         rms_eps=rms_eps,
-        given=chain.only("compress_state"),
+        given=chain.only("compress_state", pooled_kv="kv"),
     )
     chain.put("compress_state", compressed["compress_state"])
+    chain.put("pooled_kv", compressed["kv"])
     pool = chain.put("cmp_kv", compressed["cmp_kv_cache"])
     listed = chain.put("cmp_sparse_indices", hca_list(positions, kv_seq_lens, win, slots))  # step 5
     inner: dict[str, Tensor] = {}

@@ -30,7 +30,7 @@ from specs.distributions.attention import PooledQ8
 from specs.distributions.positions import Starts, mixed_starts
 from specs.model import Deployment, ModelConfig
 from specs.paging import BLOCK_SIZE, paging
-from specs.registry import Case, Inputs, Op
+from specs.registry import Case, Inputs, Masks, Op, all_defined
 from specs.requirements import require_between, require_multiple
 from specs.tensors import Distribution, Number, TensorSpec
 
@@ -137,14 +137,30 @@ def layer_cases(
     )
 
 
-def written_rows(op: Op, inputs: Inputs, pools: dict[str, str]) -> dict[str, Tensor | None]:
+def written_rows(op: Op, inputs: Inputs, pools: dict[str, str]) -> Masks:
     """For every pool the mask of the rows that its slot mapping names. `pools`: pool -> mapping."""
     shapes = {spec.name: spec.shape for spec in op.outputs}
-    masks: dict[str, Tensor | None] = {}
+    masks: Masks = {}
     for pool, mapping in pools.items():
         slots = inputs[mapping]
         assert isinstance(slots, Tensor)
         masks[pool] = rows_mask(shapes[pool], slots)
+    return masks
+
+
+def pooled_rows(op: Op, inputs: Inputs, rows: dict[str, tuple[str, int]]) -> Masks:
+    """Everything is defined but for stages that hold a compressor's rows: stage -> (slot mapping, width).
+
+    Such a stage [B, S, width] holds a row in [b, 0] where request b stores one in this step, and nothing else.
+    """
+    masks = all_defined(op, inputs)
+    batch, seq = op.deployment.batch, op.deployment.seq
+    for stage, (mapping, width) in rows.items():
+        slots = inputs[mapping]
+        assert isinstance(slots, Tensor)
+        mask = torch.zeros(batch, seq, width, dtype=torch.bool)
+        mask[:, 0] = (slots.view(batch, seq) >= 0).any(dim=1, keepdim=True)
+        masks[stage] = mask
     return masks
 
 

@@ -13,6 +13,7 @@ from specs.attention_layers import (
     layer_parameters,
     length_tensor,
     output_tensors,
+    pooled_rows,
     position_tensor,
     require_layer,
     ring_tensors,
@@ -55,10 +56,10 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
 
     Stages: x_mixed, post, comb, rope_cos, rope_sin, cmp_cos, cmp_sin [B, ROPE_DIM/2] FP32 (at the start of the group of
     the step's first token: for both compressors), idx_cos, idx_sin [T, ROPE_DIM/2] FP32 (at each token's position: for
-    the indexer's query), x_normed, q, kv, qr, qr_scale as in decode_attention_swa; compress_state and cmp_kv,
-    inner_compress_state and idx_kv_cache after the step; score and topk_idxs [B, S, SCORE_LEN] of decode_indexer;
-    cmp_sparse_indices [T, columns] and valid_block_mask [T, columns / 128] INT32 in the form of
-    decode_sparse_attn_csa; o_packed, o_r, o_codes, o_scale, attn_out, kv_cache, x_out.
+    the indexer's query), x_normed, q, kv, qr, qr_scale as in decode_attention_swa; compress_state, pooled_kv and
+    cmp_kv as in decode_attention_hca; q_codes, q_scale, weights, inner_kv, inner_compress_state, idx_kv_cache, score
+    and topk_idxs of decode_indexer; cmp_sparse_indices [T, columns] and valid_block_mask [T, columns / 128] INT32 in
+    the form of decode_sparse_attn_csa; o_packed, o_r, o_codes, o_scale, attn_out, kv_cache, x_out.
 
     T must be 8 or 16, S at most 2, B a multiple of 4, WIN 128, IDX_TOPK a multiple of 8, SCORE_LEN at most 4096.
     """
@@ -105,6 +106,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
         ),
         parameters=layer_parameters(config)
         | {"index_topk": config.index_topk, "weights_scale": config.index_weights_scale, "score_len": scores},
+        validity=_validity,
         mapping=_mapping,
     )
 
@@ -136,6 +138,14 @@ def _cases(config: ModelConfig, deployment: Deployment) -> tuple[Case, ...]:
             tags=("reference",),
         ),
     )
+
+
+def _validity(op: Op, inputs: Inputs) -> Masks:
+    rows = {
+        "pooled_kv": ("cmp_slot_mapping", op.config.head_dim),
+        "inner_kv": ("idx_slot_mapping", op.config.index_head_dim),
+    }
+    return pooled_rows(op, inputs, rows)
 
 
 def _mapping(op: Op, inputs: Inputs) -> Masks:

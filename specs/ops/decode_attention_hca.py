@@ -13,6 +13,7 @@ from specs.attention_layers import (
     layer_parameters,
     length_tensor,
     output_tensors,
+    pooled_rows,
     position_tensor,
     require_layer,
     ring_tensors,
@@ -45,8 +46,9 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     its paged state in place, the compressed pool cmp_kv in place, and their block tables and slot mappings.
 
     Stages: those of decode_attention_swa, but for win_bias, and cmp_cos, cmp_sin [B, ROPE_DIM/2] FP32 (at the start of
-    the group of the step's first token), compress_state and cmp_kv after the step, cmp_sparse_indices [T, columns]
-    INT32 in the form of decode_sparse_attn_hca.
+    the group of the step's first token), compress_state and cmp_kv after the step, pooled_kv [B, S, HEAD_DIM] FP32 (in
+    pooled_kv[b, 0] the compressed row of a request that stores one), cmp_sparse_indices [T, columns] INT32 in the form
+    of decode_sparse_attn_hca.
 
     T must be 8 or 16, S at most 2, B a multiple of 4, WIN 128. Refused where the list has no room for all slots.
     """
@@ -73,6 +75,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
         ),
         cases=(*layer_cases(config, deployment, RATIO, hca_starts(config, deployment), TABLE), *_cases(deployment)),
         parameters=layer_parameters(config) | {"slots": hca_slots(config.max_position_embeddings, config.index_topk)},
+        validity=_validity,
         mapping=_mapping,
     )
 
@@ -96,6 +99,10 @@ def _cases(deployment: Deployment) -> tuple[Case, ...]:
             tags=("reference",),
         ),
     )
+
+
+def _validity(op: Op, inputs: Inputs) -> Masks:
+    return pooled_rows(op, inputs, {"pooled_kv": ("cmp_slot_mapping", op.config.head_dim)})
 
 
 def _mapping(op: Op, inputs: Inputs) -> Masks:
