@@ -19,8 +19,8 @@ from goldens.errors import CapacityError
 from goldens.numerics.routes import expect_capacity, lane_loads
 from harness.errors import UsageError, did_you_mean
 from harness.files import writable
-from specs.capacity import ROUTING_INPUTS, formula_depth, legal_depth, routed_ids, smallest_depth
-from specs.model import DEPLOYMENTS, EP_WORLD_SIZES, PRESETS
+from specs.capacity import ROUTING_INPUTS, formula_depth, routed_ids, smallest_depth
+from specs.model import DEPLOYMENTS, EP_WORLD_SIZES, PRESETS, RECV_TILE
 from specs.registry import Op, load_op
 
 PASSED, OVERFLOWED = 0, 1
@@ -29,6 +29,11 @@ ROUTING = "routing"
 SAFETY = 4.0
 """The factor over the uniform load of the historical formula (8.2)."""
 HEADERS = ("routing", "EP", "mean rows", "most rows", "times mean", "fullest lane", "smallest depth", "formula", "EP*T")
+
+LEGEND = (
+    f"Rows per expert, of which every source has a lane of 1/EP. smallest depth: EP times the fullest lane, as a "
+    f"multiple of {RECV_TILE}; formula: {SAFETY:g} times the mean; EP*T holds everything."
+)
 
 
 @dataclass(frozen=True)
@@ -131,11 +136,8 @@ def answers(loads: Sequence[Load], depth: int) -> Iterator[tuple[bool, str]]:
     for load in loads:
         error = load.overflow(depth)
         if error is None:
-            yield (
-                True,
-                f"passes: {load.case}, EP = {load.ranks}, depth {depth}: {int(load.rows.max())} of a lane's "
-                + (f"{depth // load.ranks} rows used"),
-            )
+            used = f"{int(load.rows.max())} of a lane's {depth // load.ranks} rows used"
+            yield True, f"passes: {load.case}, EP = {load.ranks}, depth {depth}: {used}"
         else:
             yield False, f"overflows: {error}"
 
@@ -168,11 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
             loads += [load_of(op, case, arguments.seed) for case in arguments.case or routing_cases(op)]
         if json_file is not None:
             json_file.write(json.dumps([load.record() for load in loads], indent=1) + "\n")
-    print(table(loads))
-    print(
-        f"\nRows per expert; a source's lane is a share of 1/EP of the depth. smallest depth: EP times the fullest lane, "
-        f"a multiple of {legal_depth(1)}.\nformula: {SAFETY:g} times the mean."
-    )
+    print(f"{table(loads)}\n\n{LEGEND}")
     if arguments.depth is None:
         return PASSED
     verdicts = list(answers(loads, arguments.depth))
@@ -181,5 +179,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_depth(depth: int | None) -> None:
-    if depth is not None and (depth < 1 or depth != legal_depth(depth)):
-        raise UsageError(f"--depth is {depth}, expected a multiple of {legal_depth(1)}")
+    if depth is not None and (depth < 1 or depth % RECV_TILE):
+        raise UsageError(f"--depth is {depth}, expected a multiple of {RECV_TILE}")
