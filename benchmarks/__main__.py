@@ -21,10 +21,11 @@ from tabulate import tabulate
 
 from benchmarks import emulator, plain
 from harness.devices import get_device
+from harness.judging import judge
 from harness.metrics import Points, measure
 from harness.run import Run
 from harness.tolerances import load_tolerances
-from harness.verify import judge, kernel_source, prepare
+from harness.verify import kernel_source, prepare
 from specs.registry import all_ops
 
 ELEMENTS = 1 << 26

@@ -20,10 +20,11 @@ from torch import Tensor
 from harness.compare import EMPTY, FAIL, PASS, Comparator, Exact, Judgement, Output, Ulp
 from harness.devices.base import Device, DeviceRun, Kernel, KernelFault
 from harness.errors import UsageError, did_you_mean
+from harness.judging import UNVERIFIED, Values
 from harness.locate import describe
 from harness.report import point_text
 from harness.run import Run
-from harness.verify import UNVERIFIED, Values, checksums, load_kernel
+from harness.verify import checksums, load_kernel
 
 if TYPE_CHECKING:
     from specs.registry import Op

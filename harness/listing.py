@@ -8,8 +8,8 @@ import torch
 from tabulate import tabulate
 
 from harness.errors import UsageError, did_you_mean
+from harness.judging import Prepared
 from harness.tolerances import Tolerances
-from harness.verify import Prepared
 
 
 def listing(ops: Sequence[str], tolerances: Tolerances) -> str:

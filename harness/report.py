@@ -17,9 +17,10 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.compare import EMPTY, FAIL, PASS, Judgement
+from harness.judging import UNVERIFIED
 from harness.locate import describe
 from harness.metrics import Metrics, Point
-from harness.verify import UNVERIFIED, Verdict
+from harness.verify import Verdict
 
 _RANK = {FAIL: 3, UNVERIFIED: 2, EMPTY: 1, PASS: 0}  # the worst of a row is what it shows
 _FINDINGS_SHOWN = 5

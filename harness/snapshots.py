@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import UsageError
+from harness.judging import Prepared
 from harness.run import Run
-from harness.verify import Prepared
 from harness.versions import versions
 from specs.tensors import TensorSpec
 

@@ -7,10 +7,9 @@ its inputs. A session keeps the inputs and golden of the last case, so that many
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +17,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from harness.compare import EMPTY, FAIL, PASS, Judgement, Output, judge_pool
+from harness.compare import EMPTY, FAIL, PASS, Judgement
 from harness.devices.base import Device, DeviceRun, Finding, Kernel, KernelFault
 from harness.errors import UsageError
+from harness.judging import UNVERIFIED, Prepared, Values, judge
+from harness.localise import first_diverging, walk
 from harness.run import Run
-from harness.tolerances import Entry, Tolerances
+from harness.tolerances import Tolerances
 from harness.versions import versions
 
 if TYPE_CHECKING:
     from specs.registry import Op
-
-UNVERIFIED = "unverified"
-Values = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -70,20 +67,6 @@ class Verdict:
         return self.run.command
 
 
-@dataclass
-class Prepared:
-    """An op's inputs and golden for one case and seed."""
-
-    op: Op
-    inputs: Values
-    checksums: dict[str, int]
-    golden: dict[str, Tensor]
-    stages: dict[str, Tensor]
-    valid: Mapping[str, Tensor | None]
-    mapped: Mapping[str, Tensor | None]
-    notes: tuple[str, ...]
-
-
 class Session:
     """Verifies runs on one device under one set of tolerances."""
 
@@ -110,10 +93,14 @@ class Session:
             *(f"the kernel wrote {name!r}, which is no output" for name in result.outputs if name not in judged),
             *(f"{finding}" for finding in result.findings if run.lint == "error" and finding.severity == "error"),
         )
+        diverged = None
+        if any(judgement.status == FAIL for judgement in judged.values()):
+            step = first_diverging(walk(prepared, self.tolerances.get(run.op, {}), result))
+            diverged = step.name if step is not None else first_failed(prepared.op, judged)
         timing = replace(timing, device=result.seconds, judge=time.perf_counter() - start)
         if any("was changed" in problem for problem in problems):
             self._key = None  # what this session kept is no longer the case's
-        return _verdict(run, prepared, judged, problems, result, timing)
+        return _verdict(run, prepared, judged, problems, result, timing, diverged)
 
     def _load(self, run: Run, op: Op) -> Kernel:
         key = (run.op, run.preset, run.deployment, run.overrides, run.kernel, run.function, run.tiles)
@@ -172,108 +159,6 @@ def handed_out(prepared: Prepared) -> Values:
     }
 
 
-def judge(op: Op, entries: Mapping[str, Entry], prepared: Prepared, result: DeviceRun) -> dict[str, Judgement]:
-    """A judgement per output of the op, in signature order, and then per stage that has an entry and that the device
-    handed back, in order of computation. An output without an entry is unverified."""
-    outputs = [spec.name for spec in op.outputs]
-    stages = [name for name in _stages(op, entries, outputs) if _handed_back(prepared, result, name)]
-    judgements: dict[str, Judgement] = {}
-    for name in _judging_order([*stages, *outputs], entries):
-        entry = entries.get(name)
-        if entry is None:
-            judgements[name] = Judgement(UNVERIFIED, "no tolerance", None)
-        elif name in outputs and name not in result.outputs:
-            judgements[name] = Judgement(FAIL, entry.comparator.label, None, "the kernel returned no such output")
-        else:
-            golden, taps = _continued(op, entry, prepared, result, judgements)
-            judgements[name] = _judge_one(entry, prepared, result, golden, taps)
-    return {name: judgements[name] for name in (*outputs, *stages)}
-
-
-def _judge_one(
-    entry: Entry, prepared: Prepared, result: DeviceRun, golden: Mapping[str, Tensor], taps: Mapping[str, Tensor]
-) -> Judgement:
-    """One output or stage by its comparator; of a paged pool the mapped elements, while all others keep their bits."""
-    name, valid = entry.output, prepared.valid.get(entry.output)
-    expected = golden[name] if name in golden else taps[name]
-    actual, undefined = _actual(prepared, result, name), result.undefined.get(name)
-    if undefined is not None and name not in prepared.golden:
-        undefined = laid_out_as(undefined, expected.shape)
-    output = Output(actual, expected, valid, undefined, taps)
-    mapped = prepared.mapped.get(name)
-    if mapped is None:
-        return entry.comparator.judge(output)
-    return judge_pool(entry.comparator, output, prepared.inputs[name], mapped)
-
-
-def _stages(op: Op, entries: Mapping[str, Entry], outputs: Iterable[str]) -> list[str]:
-    names = set(entries) - set(outputs)
-    return [name for name in op.stages if name in names]
-
-
-def _handed_back(prepared: Prepared, result: DeviceRun, name: str) -> bool:
-    """Whether the device told this stage. What has another dtype or does not fit is something else of its name."""
-    stage, golden = result.intermediates.get(name), prepared.stages.get(name)
-    if stage is None or golden is None or stage.dtype != golden.dtype:
-        return False
-    return laid_out_as(stage, golden.shape) is not None
-
-
-def laid_out_as(stage: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """A device's intermediate in the golden's shape, None where it is something else: it may be laid out otherwise,
-    and padded at the end of some axes (rows up to a tile)."""
-    if stage.numel() == math.prod(shape):
-        return stage.reshape(tuple(shape))
-    if stage.dim() == len(shape) and all(have >= want for have, want in zip(stage.shape, shape, strict=True)):
-        return stage[tuple(slice(want) for want in shape)]
-    return None
-
-
-def _actual(prepared: Prepared, result: DeviceRun, name: str) -> Tensor:
-    """An output as it is, a stage in the golden's shape."""
-    if name in result.outputs:
-        return result.outputs[name]
-    stage = laid_out_as(result.intermediates[name], prepared.stages[name].shape)
-    assert stage is not None
-    return stage
-
-
-def _judging_order(names: Iterable[str], entries: Mapping[str, Entry]) -> list[str]:
-    """The names as they come, but those that others are conditioned on come before them."""
-    ordered: list[str] = []
-    waiting = list(names)
-    while waiting:
-        ready = [n for n in waiting if n not in entries or not (set(entries[n].given) - {n}) & set(waiting)]
-        ordered.append(ready[0] if ready else waiting[0])
-        waiting.remove(ordered[-1])
-    return ordered
-
-
-def _continued(
-    op: Op, entry: Entry, prepared: Prepared, result: DeviceRun, judged: Mapping[str, Judgement]
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """The golden and its stages that an entry is judged against.
-
-    Where earlier outputs or stages of the device passed but differ (a legal last bit), everything downstream of them
-    is judged against the golden continued from the device's own values, so that one legal flip does not fail what
-    follows.
-    """
-    given = {}
-    for name in entry.given:
-        before = judged.get(name)
-        if before is None or before.status != PASS or before.metrics is None:
-            continue
-        if before.metrics.bit_equal != before.metrics.compared:
-            valid = prepared.valid.get(name)
-            expected = prepared.golden[name] if name in prepared.golden else prepared.stages[name]
-            actual = _actual(prepared, result, name)
-            given[name] = actual if valid is None else torch.where(valid, actual, expected)
-    if not given:
-        return prepared.golden, prepared.stages
-    stages: dict[str, Tensor] = {}
-    return op.golden(prepared.inputs, stages, given=given), stages
-
-
 def nan_notes(inputs: Mapping[str, Any]) -> Iterable[str]:
     """A note per input tensor that holds NaN."""
     for name, value in inputs.items():
@@ -304,6 +189,7 @@ def _verdict(
     problems: tuple[str, ...],
     result: DeviceRun,
     timing: Timing,
+    diverged: str | None = None,
 ) -> Verdict:
     op = prepared.op
     names = [spec.name for spec in op.outputs]
@@ -327,13 +213,13 @@ def _verdict(
         findings=tuple(result.findings),
         counters=dict(result.counters),
         timing=timing,
-        diverged=first_diverged(op, judged),
+        diverged=diverged,
         stages=stages,
         config={"model": asdict(op.config), "deployment": asdict(op.deployment), "sizes": dict(op.sizes)},
     )
 
 
-def first_diverged(op: Op, judged: Mapping[str, Judgement]) -> str | None:
+def first_failed(op: Op, judged: Mapping[str, Judgement]) -> str | None:
     """The failed stage or output that is computed first."""
     failed = [name for name, judgement in judged.items() if judgement.status == FAIL]
     order = {name: position for position, name in enumerate(op.stages)}

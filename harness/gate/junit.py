@@ -7,9 +7,10 @@ import xml.etree.ElementTree as ET
 
 from harness.compare import EMPTY, FAIL
 from harness.gate.judging import Outcome, place_of
+from harness.judging import UNVERIFIED
 from harness.report import failure_text
 from harness.run import Run
-from harness.verify import UNVERIFIED, Verdict
+from harness.verify import Verdict
 
 _FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

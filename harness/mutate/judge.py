@@ -14,10 +14,11 @@ import torch
 from harness.compare import FAIL
 from harness.devices.base import Device, DeviceRun, Kernel, KernelRefused
 from harness.errors import UsageError
+from harness.judging import Prepared
 from harness.mutate import rivals
 from harness.run import Run
 from harness.tolerances import Tolerances
-from harness.verify import Prepared, Session, Verdict, prepare
+from harness.verify import Session, Verdict, prepare
 
 if TYPE_CHECKING:
     from specs.registry import Op

@@ -10,10 +10,11 @@ import torch
 
 from harness.compare import EMPTY, FAIL, PASS, Exact, Output, judge_pool
 from harness.devices.emulator.device import EmulatorDevice
+from harness.judging import judge
 from harness.report import failure_text, table
 from harness.run import Run
 from harness.tolerances import DEFAULT_PATH, load_tolerances
-from harness.verify import Session, judge, prepare
+from harness.verify import Session, prepare
 from specs.registry import load_op
 
 STAGES = """

@@ -1,0 +1,139 @@
+"""Judges what a device handed back: outputs and stages, each by its entry, given the device's own earlier ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from harness.compare import FAIL, PASS, Comparator, Judgement, Output, judge_pool
+from harness.devices.base import DeviceRun
+from harness.tolerances import Entry
+
+if TYPE_CHECKING:
+    from specs.registry import Op
+
+UNVERIFIED = "unverified"
+Values = dict[str, Any]
+
+
+@dataclass
+class Prepared:
+    """An op's inputs and golden for one case and seed."""
+
+    op: Op
+    inputs: Values
+    checksums: dict[str, int]
+    golden: dict[str, Tensor]
+    stages: dict[str, Tensor]
+    valid: Mapping[str, Tensor | None]
+    mapped: Mapping[str, Tensor | None]
+    notes: tuple[str, ...]
+
+
+def judge(op: Op, entries: Mapping[str, Entry], prepared: Prepared, result: DeviceRun) -> dict[str, Judgement]:
+    """A judgement per output of the op, in signature order, and then per stage that has an entry and that the device
+    handed back, in order of computation. An output without an entry is unverified."""
+    outputs = [spec.name for spec in op.outputs]
+    stages = [name for name in _stages(op, entries, outputs) if told(prepared, result, name) is not None]
+    judgements: dict[str, Judgement] = {}
+    for name in _judging_order([*stages, *outputs], entries):
+        entry = entries.get(name)
+        if entry is None:
+            judgements[name] = Judgement(UNVERIFIED, "no tolerance", None)
+        elif name in outputs and name not in result.outputs:
+            judgements[name] = Judgement(FAIL, entry.comparator.label, None, "the kernel returned no such output")
+        else:
+            golden, taps = _continued(op, entry, prepared, result, judgements)
+            judgements[name] = judge_tensor(name, entry.comparator, prepared, result, golden, taps)
+    return {name: judgements[name] for name in (*outputs, *stages)}
+
+
+def judge_tensor(
+    name: str,
+    comparator: Comparator,
+    prepared: Prepared,
+    result: DeviceRun,
+    golden: Mapping[str, Tensor],
+    taps: Mapping[str, Tensor],
+) -> Judgement:
+    """One output or stage that the device handed back, by a comparator; of a paged pool the mapped elements, while all
+    others keep their bits."""
+    valid = prepared.valid.get(name)
+    expected = golden[name] if name in golden else taps[name]
+    actual, undefined = told(prepared, result, name), result.undefined.get(name)
+    assert actual is not None
+    if undefined is not None and name not in prepared.golden:
+        undefined = laid_out_as(undefined, expected.shape)
+    output = Output(actual, expected, valid, undefined, taps)
+    mapped = prepared.mapped.get(name)
+    if mapped is None:
+        return comparator.judge(output)
+    return judge_pool(comparator, output, prepared.inputs[name], mapped)
+
+
+def _stages(op: Op, entries: Mapping[str, Entry], outputs: Iterable[str]) -> list[str]:
+    names = set(entries) - set(outputs)
+    return [name for name in op.stages if name in names]
+
+
+def told(prepared: Prepared, result: DeviceRun, name: str) -> Tensor | None:
+    """An output of the device as it is, or its intermediate in the shape of the golden's stage. None when it handed
+    none back; what has another dtype or does not fit is something else of the same name."""
+    if name in result.outputs:
+        return result.outputs[name]
+    stage, golden = result.intermediates.get(name), prepared.stages.get(name)
+    if stage is None or golden is None or stage.dtype != golden.dtype:
+        return None
+    return laid_out_as(stage, golden.shape)
+
+
+def laid_out_as(stage: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """A device's intermediate in the golden's shape, None where it is something else: it may be laid out otherwise,
+    and padded at the end of some axes (rows up to a tile)."""
+    if stage.numel() == math.prod(shape):
+        return stage.reshape(tuple(shape))
+    if stage.dim() == len(shape) and all(have >= want for have, want in zip(stage.shape, shape, strict=True)):
+        return stage[tuple(slice(want) for want in shape)]
+    return None
+
+
+def _judging_order(names: Iterable[str], entries: Mapping[str, Entry]) -> list[str]:
+    """The names as they come, but those that others are conditioned on come before them."""
+    ordered: list[str] = []
+    waiting = list(names)
+    while waiting:
+        ready = [n for n in waiting if n not in entries or not (set(entries[n].given) - {n}) & set(waiting)]
+        ordered.append(ready[0] if ready else waiting[0])
+        waiting.remove(ordered[-1])
+    return ordered
+
+
+def _continued(
+    op: Op, entry: Entry, prepared: Prepared, result: DeviceRun, judged: Mapping[str, Judgement]
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """The golden and its stages that an entry is judged against.
+
+    Where earlier outputs or stages of the device passed but differ (a legal last bit), everything downstream of them
+    is judged against the golden continued from the device's own values, so that one legal flip does not fail what
+    follows.
+    """
+    given = {}
+    for name in entry.given:
+        before = judged.get(name)
+        if before is None or before.status != PASS or before.metrics is None:
+            continue
+        if before.metrics.bit_equal != before.metrics.compared:
+            valid = prepared.valid.get(name)
+            expected = prepared.golden[name] if name in prepared.golden else prepared.stages[name]
+            actual = told(prepared, result, name)
+            assert actual is not None
+            given[name] = actual if valid is None else torch.where(valid, actual, expected)
+    if not given:
+        return prepared.golden, prepared.stages
+    stages: dict[str, Tensor] = {}
+    return op.golden(prepared.inputs, stages, given=given), stages
