@@ -90,6 +90,15 @@ def build_parser() -> _Parser:
     verify.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first failure")
     verify.add_argument("-v", "--verbose", action="store_true", help="a row per run, all failures and notes")
 
+    walked = commands.add_parser("explain", help="walk one run stage by stage to where it leaves its golden")
+    walked.set_defaults(command=_explain)
+    walked.add_argument("ops", nargs=1, metavar="OP")
+    _add_configuration(walked, many=False)
+    walked.add_argument("--schedule", type=_numbers, default=[0], metavar="N", help="legal device (default: 0)")
+    walked.add_argument("--device", default="emulator", help="where to run (default: emulator)")
+    walked.add_argument("--tiles", help="tile set of the shipped kernels, like pr672")
+    walked.add_argument("--kernel", metavar="FILE[:FUNCTION]", help="your own kernel")
+
     listing = commands.add_parser("list", help="ops, cases, outputs and tolerances; presets and deployments")
     listing.set_defaults(command=_list)
     listing.add_argument("ops", nargs="*", metavar="OP")
@@ -268,6 +277,13 @@ def exit_code(verdicts: Sequence[Verdict]) -> int:
     if any(verdict.status == FAIL for verdict in verdicts):
         return FAILED
     return UNVERIFIED_EXIT if not verdicts or report.unverified_outputs(verdicts) else PASSED
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from harness import explain
+
+    arguments.case = arguments.case or [["default"]]
+    return explain.run(arguments, _selection(arguments, arguments.schedule))
 
 
 def _list(arguments: argparse.Namespace) -> int:
