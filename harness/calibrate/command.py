@@ -170,13 +170,14 @@ def _write(
         )
     text = path.read_text(encoding="utf-8")
     today = datetime.date.today()
-    for op, output in dict.fromkeys((fit.op, fit.output) for fit in changed):
+    outputs = list(dict.fromkeys((fit.op, fit.output) for fit in changed))
+    for op, output in outputs:
         mine = [fit for fit in changed if (fit.op, fit.output) == (op, output)]
         words = {"calibrated": _ensemble_text(needs[op, output], plan, margin, mine)}
         if reason is not None and any(fit.looser for fit in mine):
             words["looser"] = reason.strip()
         text = rewritten(text, mine, words, today)
-    write(path, text, looser_allowed=reason is not None)
+    write(path, text, outputs, looser_allowed=reason is not None)
     print(f"wrote {len(changed)} numbers to {path}")
 
 

@@ -77,7 +77,9 @@ def fits(op: str, output: str, comparator: Comparator, need: Need, margin: float
         return []
 
     def fit(name: str, observed: float, fitted: float) -> Fit:
-        return Fit(op, output, name, observed, fitted, float(getattr(comparator, name)))
+        now = float(getattr(comparator, name))
+        # Nothing seen bounds a share from above; it is no evidence that the one in force is too small.
+        return Fit(op, output, name, observed, fitted if need.differing else min(fitted, now), now)
 
     if isinstance(comparator, Close):
         share = need.need["limit"]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -37,9 +38,9 @@ def rewritten(text: str, fits: Sequence[Fit], provenance: Mapping[str, str], dat
     return text
 
 
-def write(path: Path, text: str, *, looser_allowed: bool) -> None:
-    """Replace the file as a whole, if the new text is a tolerances file. Raises UsageError, also for one that accepts
-    what the reference rejects unless `looser_allowed`."""
+def write(path: Path, text: str, fitted: Iterable[tuple[str, str]], *, looser_allowed: bool) -> None:
+    """Replace the file as a whole, if the new text is a tolerances file. Raises UsageError, also where one of the
+    `fitted` ops and outputs would accept what the reference rejects, unless `looser_allowed`."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -50,13 +51,14 @@ def write(path: Path, text: str, *, looser_allowed: bool) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        for op, entries in load_tolerances(fresh).items():
-            for output, entry in entries.items():
-                if not looser_allowed and looser_than_reference(entry.comparator, entry.provenance["reference"]):
-                    raise UsageError(
-                        f"{op}.{output} would be looser than the reference's {entry.provenance['reference']}: "
-                        f'nothing was written; --allow-looser "reason" does so'
-                    )
+        tolerances = load_tolerances(fresh)
+        for op, output in fitted:
+            entry = tolerances[op][output]
+            if not looser_allowed and looser_than_reference(entry.comparator, entry.provenance["reference"]):
+                raise UsageError(
+                    f"{op}.{output} would be looser than the reference's {entry.provenance['reference']}: "
+                    f'nothing was written; --allow-looser "reason" does so'
+                )
         fresh.chmod(path.stat().st_mode)
         fresh.replace(path)
     finally:
@@ -75,9 +77,8 @@ def _with_value(text: str, keys: Sequence[str], value: str) -> str:
     """The text with another plain value on the line of a key."""
     line, column = _place(text, keys)
     lines = text.splitlines(keepends=True)
-    old = lines[line][column:].rstrip("\n")
-    comment = old.find(" #")
-    lines[line] = lines[line][:column] + value + (old[comment:] if comment >= 0 else "") + "\n"
+    comment = re.search(r"\s+#.*", lines[line][column:])
+    lines[line] = f"{lines[line][:column]}{value}{comment[0] if comment else ''}\n"
     return "".join(lines)
 
 
