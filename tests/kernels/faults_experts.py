@@ -75,6 +75,22 @@ def _expert(op: str, output: str) -> tuple[Fault, ...]:
     )
 
 
+CLAMPED_SWIGLU = """\
+            if SWIGLU_LIMIT > 0.0:
+                gate = pl.minimum(gate, SWIGLU_LIMIT)
+                up = pl.maximum(pl.minimum(up, SWIGLU_LIMIT), -SWIGLU_LIMIT)
+            sigmoid = pl.recip(pl.add(pl.exp(pl.neg(gate)), 1.0))
+            h = pl.mul(pl.mul(gate, sigmoid), up)
+"""
+SWIGLU_THEN_CLAMP = """\
+            sigmoid = pl.recip(pl.add(pl.exp(pl.neg(gate)), 1.0))
+            silu = pl.mul(gate, sigmoid)
+            if SWIGLU_LIMIT > 0.0:
+                silu = pl.minimum(silu, SWIGLU_LIMIT)
+                up = pl.maximum(pl.minimum(up, SWIGLU_LIMIT), -SWIGLU_LIMIT)
+            h = pl.mul(silu, up)
+"""
+
 EXPERT_SHARED = (
     *_expert("expert_shared", "sh"),
     Fault(
@@ -109,6 +125,34 @@ EXPERT_SHARED = (
         output="sh",
         why="the last box is never computed",
         deployment="prefill",
+    ),
+    Fault(
+        op="expert_shared",
+        name="clamp_after_silu",
+        before=CLAMPED_SWIGLU,
+        after=SWIGLU_THEN_CLAMP,
+        output="sh",
+        why="the limit is on the gate, not on its SiLU",
+        cases=("clamp",),
+    ),
+    Fault(
+        op="expert_shared",
+        name="clamp_before_dequantisation",
+        before='gate_rows = pl.row_expand_mul(pl.cast(gate_acc, pl.FP32, mode="none"), x_scale)',
+        after=(
+            'gate_fp32 = pl.minimum(pl.cast(gate_acc, pl.FP32, mode="none"), SWIGLU_LIMIT)\n'
+            "            gate_rows = pl.row_expand_mul(gate_fp32, x_scale)"
+        ),
+        output="sh",
+        why="the limit is on values, not on accumulators",
+    ),
+    Fault(
+        op="expert_shared",
+        name="scales_of_the_first_channels",
+        before="w1_scale[0:1, n0 : n0 + ACT_COLS]",
+        after="w1_scale[0:1, 0:ACT_COLS]",
+        output="sh",
+        why="every channel block is scaled as the first",
     ),
 )
 

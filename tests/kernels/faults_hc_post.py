@@ -65,4 +65,12 @@ FAULTS = (
         output="y",
         why="all new streams take the first gate",
     ),
+    Fault(
+        op="hc_post",
+        name="reads_new_streams",
+        before="old_streams[t : t + 1, old * D : old * D + D]",
+        after="new_streams[t : t + 1, old * D : old * D + D]",
+        output="y",
+        why="a stream that is already updated stands in for the residual",
+    ),
 )
