@@ -247,6 +247,20 @@ def test_rejects_a_wrong_place(kernel, before: str, after: str, reason: str) -> 
         run(kernel(REMOTE.replace(before, after)), world=2, x=X[:2])
 
 
+def test_undefined_memory_is_named_on_every_rank(kernel) -> None:
+    """`out` is born on the host; rank 3 reads it before anybody has written it."""
+    early = "if rank == 3:\n                pl.write(out, [0, 0], pl.read(out, [2, 5]))"
+    with pytest.raises(KernelFault, match=r"GG502.*never-written element of out"):
+        run(ring(kernel, notify=f"{early}\n            {NOTIFY}"), x=X)
+
+
+def test_a_finding_of_several_ranks_is_reported_once(kernel) -> None:
+    file = kernel(RING.format(notify=NOTIFY, wait="pass"))
+    lines = [(f.code, f.line) for f in run(file, x=X).findings]
+    assert lines
+    assert len(lines) == len(set(lines))
+
+
 def test_host_programs_floor(kernel) -> None:
     floored = "device=r - (0 - 1) // 2 - 1)"
     source = RING.format(notify=NOTIFY, wait=WAIT).replace("device=r)", floored)

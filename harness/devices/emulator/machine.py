@@ -88,6 +88,13 @@ class Machine:
     def __post_init__(self) -> None:
         self.tasks = Tasks(self.schedule.rng)
 
+    def join(self, host: Machine) -> None:
+        """Become a rank of the run of `host`: one list of findings, of counters, and of the origins of undefined
+        memory, whose marks travel from rank to rank."""
+        self.findings, self._seen = host.findings, host._seen
+        self.counters = host.counters
+        self._origins, self._numbers = host._origins, host._numbers
+
     def where(self) -> tuple[str, int]:
         """File and line of the innermost kernel frame; ("<kernel>", 0) outside a kernel."""
         frame: FrameType | None = sys._getframe(1)

@@ -148,8 +148,7 @@ class World:
         ]
         for machine in self.machines:
             machine.unit = self.order.unit(f"rank {machine.rank}", 0, rank=machine.rank)
-            machine.findings = self.host.findings
-            machine.counters = self.host.counters
+            machine.join(self.host)
             machine.schedule = Schedule(schedule)
             machine.tasks.reseed(Schedule(schedule * 1009 + machine.rank + 1) if schedule else machine.schedule)
         self._queues: list[list[Callable[[], Any]]] = [[] for _ in range(size)]
