@@ -9,7 +9,7 @@ row goes to row key of `routed_y_buf` on its source, which has one writer per ro
 return, so that the signal cannot overtake them; it counts calls. A key that is no route is not written anywhere.
 
 Nobody signals the own cell of `combine_arrived`: `close` writes the call's number there, and the next moe_dispatch
-of this rank waits for it before it sends. It is a plain write, so that the runtime, too, orders that task after the sum.
+of this rank waits for it before it sends. It is a plain write, so that the runtime orders that task after the sum, too.
 """
 
 import pypto.language as pl

@@ -56,7 +56,9 @@ class Fault:
             return copy, copy
         faulty = folder / f"faulty_{self.part}.py"
         faulty.write_text(self.plant((KERNELS / f"{self.part}.py").read_text(encoding="utf-8")), encoding="utf-8")
-        copy.write_text(source.replace(f"from kernels.{self.part} import", f"from {faulty.stem} import"), encoding="utf-8")
+        copy.write_text(
+            source.replace(f"from kernels.{self.part} import", f"from {faulty.stem} import"), encoding="utf-8"
+        )
         return copy, faulty
 
 

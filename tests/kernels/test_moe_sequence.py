@@ -171,6 +171,14 @@ FAULTS = (
         "recv_meta",
         "counts of the calls before are added",
     ),
+    sequence_fault(
+        "inactive_rows_summed",
+        "moe_combine",
+        "            if t < active:",
+        "            if t < T:",
+        "ffn_out",
+        "rows that the call before left are added to inactive tokens",
+    ),
 )
 
 EQUAL = tuple(
