@@ -98,14 +98,14 @@ def decode_compressor_ratio128_inline(
     cache = pl.reshape(cmp_kv_cache, [CACHE_ROWS, HEAD_DIM])
     kv_projected = pl.create_tensor([T_PADDED, HEAD_DIM], dtype=pl.FP32)
     score_projected = pl.create_tensor([T_PADDED, HEAD_DIM], dtype=pl.FP32)
-    pooled = pl.create_tensor([B_PADDED, HEAD_DIM], dtype=pl.FP32)
-    normed = pl.create_tensor([B_PADDED, HEAD_DIM], dtype=pl.FP32)
+    pooled_rows = pl.create_tensor([B_PADDED, HEAD_DIM], dtype=pl.FP32)
+    rotated_rows = pl.create_tensor([B_PADDED, HEAD_DIM], dtype=pl.FP32)
 
     project(x_rows, wkv, wgate, kv_projected, score_projected)
     scatter(kv_projected, score_projected, ape, position_ids, state_slot_mapping, state)
-    pool_window(state, compress_state_block_table, position_ids, pooled)
-    normalise(pooled, norm_w, HEAD_DIM_INV, cos, sin, normed)
-    store(normed, position_ids, cmp_slot_mapping, RATIO, kv_rows, cache)
+    pool_window(state, compress_state_block_table, position_ids, pooled_rows)
+    normalise(pooled_rows, norm_w, HEAD_DIM_INV, cos, sin, rotated_rows)
+    store(rotated_rows, position_ids, cmp_slot_mapping, RATIO, kv_rows, cache)
     return kv, compress_state, cmp_kv_cache
 
 

@@ -227,7 +227,7 @@ def normalise(
     width_inv: pl.Scalar[pl.FP32],
     cos: pl.Tensor[[B, ROPE_HALF], pl.FP32],
     sin: pl.Tensor[[B, ROPE_HALF], pl.FP32],
-    normed: pl.Out[pl.Tensor[[B_PADDED, WIDTH], pl.FP32]],
+    rotated: pl.Out[pl.Tensor[[B_PADDED, WIDTH], pl.FP32]],
 ):
     """Pooled rows over their RMS, times norm_w; then the last ROPE_DIM lanes rotated by the angles of the request."""
     gamma = pl.reshape(norm_w, [1, WIDTH])
@@ -253,7 +253,7 @@ def normalise(
                 swapped = partners(scaled)
                 turned = signed(swapped)
                 scaled = pl.add(pl.mul(scaled, cos_lanes), pl.mul(turned, sin_lanes))
-            normed[b0 : b0 + ROWS, n0 : n0 + COLS] = scaled
+            rotated[b0 : b0 + ROWS, n0 : n0 + COLS] = scaled
 
 
 @pl.jit.inline
@@ -302,14 +302,14 @@ def decode_compressor_ratio4_inline(
     cache = pl.reshape(cmp_kv_cache, [CACHE_ROWS, HEAD_DIM])
     kv_projected = pl.create_tensor([T_PADDED, OUT], dtype=pl.FP32)
     score_projected = pl.create_tensor([T_PADDED, OUT], dtype=pl.FP32)
-    pooled = pl.create_tensor([B_PADDED, HEAD_DIM], dtype=pl.FP32)
-    normed = pl.create_tensor([B_PADDED, HEAD_DIM], dtype=pl.FP32)
+    pooled_rows = pl.create_tensor([B_PADDED, HEAD_DIM], dtype=pl.FP32)
+    rotated_rows = pl.create_tensor([B_PADDED, HEAD_DIM], dtype=pl.FP32)
 
     project(x_rows, wkv, wgate, kv_projected, score_projected)
     scatter(kv_projected, score_projected, ape, position_ids, state_slot_mapping, state)
-    pool_overlapping(state, compress_state_block_table, position_ids, pooled)
-    normalise(pooled, norm_w, HEAD_DIM_INV, cos, sin, normed)
-    store(normed, position_ids, cmp_slot_mapping, RATIO, kv_rows, cache)
+    pool_overlapping(state, compress_state_block_table, position_ids, pooled_rows)
+    normalise(pooled_rows, norm_w, HEAD_DIM_INV, cos, sin, rotated_rows)
+    store(rotated_rows, position_ids, cmp_slot_mapping, RATIO, kv_rows, cache)
     return kv, compress_state, cmp_kv_cache
 
 

@@ -46,18 +46,18 @@ IDX_HEAD_DIM_INV = 1.0 / IDX_HEAD_DIM
 
 
 @pl.jit.inline
-def rotate_by_hadamard(
-    normed: pl.Tensor[[B_PADDED, IDX_HEAD_DIM], pl.FP32],
+def mix_by_hadamard(
+    rows: pl.Tensor[[B_PADDED, IDX_HEAD_DIM], pl.FP32],
     hadamard: pl.Tensor[[IDX_HEAD_DIM, IDX_HEAD_DIM], pl.BF16],
-    rotated: pl.Out[pl.Tensor[[B_PADDED, IDX_HEAD_DIM], pl.FP32]],
+    mixed: pl.Out[pl.Tensor[[B_PADDED, IDX_HEAD_DIM], pl.FP32]],
 ):
     """Rows rounded to BF16, times the matrix, whose row is the input lane."""
     for block in pl.spmd(B_PADDED // BOX * HADAMARD_TILES, name_hint="compressor_hadamard"):
         b0 = block // HADAMARD_TILES * BOX
         n0 = block % HADAMARD_TILES * HADAMARD_COLS
-        rows = pl.cast(normed[b0 : b0 + BOX, 0:IDX_HEAD_DIM], pl.BF16, mode="rint")
+        rounded = pl.cast(rows[b0 : b0 + BOX, 0:IDX_HEAD_DIM], pl.BF16, mode="rint")
         columns = hadamard[0:IDX_HEAD_DIM, n0 : n0 + HADAMARD_COLS]
-        rotated[b0 : b0 + BOX, n0 : n0 + HADAMARD_COLS] = pl.matmul(rows, columns, out_dtype=pl.FP32)
+        mixed[b0 : b0 + BOX, n0 : n0 + HADAMARD_COLS] = pl.matmul(rounded, columns, out_dtype=pl.FP32)
 
 
 @pl.jit.inline
@@ -84,16 +84,16 @@ def decode_indexer_compressor_inline(
     cache = pl.reshape(idx_kv_cache, [CACHE_ROWS, IDX_HEAD_DIM])
     kv_projected = pl.create_tensor([T_PADDED, OUT], dtype=pl.FP32)
     score_projected = pl.create_tensor([T_PADDED, OUT], dtype=pl.FP32)
-    pooled = pl.create_tensor([B_PADDED, IDX_HEAD_DIM], dtype=pl.FP32)
-    normed = pl.create_tensor([B_PADDED, IDX_HEAD_DIM], dtype=pl.FP32)
-    rotated = pl.create_tensor([B_PADDED, IDX_HEAD_DIM], dtype=pl.FP32)
+    pooled_rows = pl.create_tensor([B_PADDED, IDX_HEAD_DIM], dtype=pl.FP32)
+    rotated_rows = pl.create_tensor([B_PADDED, IDX_HEAD_DIM], dtype=pl.FP32)
+    mixed_rows = pl.create_tensor([B_PADDED, IDX_HEAD_DIM], dtype=pl.FP32)
 
     project(x_rows, wkv, wgate, kv_projected, score_projected)
     scatter(kv_projected, score_projected, ape, position_ids, inner_state_slot_mapping, state)
-    pool_overlapping(state, compress_state_block_table, position_ids, pooled)
-    normalise(pooled, norm_w, IDX_HEAD_DIM_INV, cos, sin, normed)
-    rotate_by_hadamard(normed, hadamard, rotated)
-    store(rotated, position_ids, idx_slot_mapping, RATIO, kv_rows, cache)
+    pool_overlapping(state, compress_state_block_table, position_ids, pooled_rows)
+    normalise(pooled_rows, norm_w, IDX_HEAD_DIM_INV, cos, sin, rotated_rows)
+    mix_by_hadamard(rotated_rows, hadamard, mixed_rows)
+    store(mixed_rows, position_ids, idx_slot_mapping, RATIO, kv_rows, cache)
     return kv, compress_state, idx_kv_cache
 
 
