@@ -247,12 +247,12 @@ def emits(inputs: Inputs, ratio: int, slots: str) -> tuple[Tensor, Tensor]:
 
 
 def kv_validity(op: Op, inputs: Inputs, ratio: int, slots: str, kv: str = "kv") -> Masks:
-    """kv is defined in row 0 of every request that writes a compressed row, and nowhere else."""
+    """kv is defined in row 0 of every request that writes a compressed row, and nowhere else (None: everywhere)."""
     masks: Masks = {spec.name: None for spec in op.outputs}
     shape = next(spec.shape for spec in op.outputs if spec.name == kv)
     mask = torch.zeros(shape, dtype=torch.bool)
     mask[:, 0] = emits(inputs, ratio, slots)[0].unsqueeze(1)
-    masks[kv] = mask
+    masks[kv] = None if mask.all() else mask
     return masks
 
 

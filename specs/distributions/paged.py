@@ -37,7 +37,7 @@ FP32_NEG = -3.4028234663852886e38
 """Score of a state row that was never written."""
 
 DEAD_STATE = 1e30
-DEAD_ROW = 1e4
+DEAD_ROW = 9984.0
 
 
 @dataclass(frozen=True)
