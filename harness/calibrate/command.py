@@ -138,7 +138,7 @@ def _table(needs: dict[tuple[str, str], Need], found: Sequence[Fit], tolerances:
         tail = (entry.provenance["reference"],)
         mine = [fit for fit in found if (fit.op, fit.output) == (op, output)]
         if not mine:
-            bits = f"{need.most} differ" if need.runs else "nothing compared"
+            bits = f"{max(need.most.values(), default=0)} differ" if need.runs else "nothing compared"
             rows.append((*head, entry.comparator.kind, bits, "", "", "kept", *tail))
         for fit in mine:
             what = "looser" if fit.looser else "tighter" if fit.fitted < fit.now else "same"

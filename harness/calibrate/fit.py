@@ -26,15 +26,14 @@ _LEAST_CLOSE = 2.0**-23  # one step of FP32, relative
 @dataclass(frozen=True)
 class Need:
     """What the ensemble needed of one output. `runs`: those that compared an element; `failed`: under the tolerance in
-    force; `elements`, `differing`: of all runs whose count says something; `smallest`: elements of the smallest
-    output; `most`: largest count in one run; `need`: largest need per parameter."""
+    force; `elements`, `differing`: of all runs whose count says something; `most`: the largest count in one run, by the
+    number of elements that were compared; `need`: largest need per parameter."""
 
     runs: int
     failed: int
     elements: int
     differing: int
-    smallest: int
-    most: int
+    most: Mapping[int, int]
     need: Mapping[str, float]
 
 
@@ -48,8 +47,10 @@ def gathered(observations: Sequence[Mapping[str, Any]]) -> Need:
         failed=sum(o["status"] == FAIL for o in observations),
         elements=sum(o["compared"] for o in counted),
         differing=sum(o["count"] for o in counted),
-        smallest=min((o["compared"] for o in counted), default=0),
-        most=max((o["count"] for o in counted), default=0),
+        most={
+            size: max(o["count"] for o in counted if o["compared"] == size)
+            for size in sorted({o["compared"] for o in counted})
+        },
         need={name: max(o["need"].get(name, 0.0) for o in told) for name in names},
     )
 
@@ -96,14 +97,18 @@ def fits(op: str, output: str, comparator: Comparator, need: Need, margin: float
             else ("max_step", "step_fraction", "step_points")
         )
         rate = max(need.differing, _RULE_OF_THREE / margin) / need.elements
+        allowed = {size: max(rare_count(rate * size), most) for size, most in need.most.items()}
+        least = allowed[min(allowed)]
+        # Larger outputs need more where the points are too few and the share leaves no room for chance.
+        share = max([rate * margin, *(count / size for size, count in allowed.items() if count > least)])
         found = [
             fit(step, need.need.get(step, 0.0), max(need.need.get(step, 0.0), 1.0)),
-            fit(share_name, need.differing / need.elements, rounded_up(min(rate * margin, 1.0))),
-            fit(points, need.most, max(rare_count(rate * need.smallest), need.most)),
+            fit(share_name, need.differing / need.elements, rounded_up(min(share, 1.0))),
+            fit(points, max(need.most.values()), least),
         ]
-        share = need.need.get("atol_rms", 0.0)
-        if isinstance(comparator, Ulp) and share:
-            found.append(fit("atol_rms", share, rounded_up(share * margin)))
+        rms = need.need.get("atol_rms", 0.0)
+        if isinstance(comparator, Ulp) and rms:
+            found.append(fit("atol_rms", rms, rounded_up(rms * margin)))
         return found
     return []
 

@@ -86,8 +86,8 @@ def test_an_observer_judges_as_its_comparator() -> None:
     assert observer.seen.status == "fail"
 
 
-def need(differing: int = 0, most: int = 0, elements: int = 100_000, smallest: int = 1000, **least: float) -> Need:
-    return Need(100, 0, elements, differing, smallest, most, least)
+def need(differing: int = 0, elements: int = 100_000, most: dict[int, int] | None = None, **least: float) -> Need:
+    return Need(100, 0, elements, differing, {1000: 0} if most is None else most, least)
 
 
 def fitted(comparator: Comparator, found: Need, margin: float = 2.0) -> dict[str, float]:
@@ -104,7 +104,7 @@ def test_close_is_never_below_a_step_of_fp32() -> None:
 
 
 def test_a_share_is_that_of_the_ensemble_times_the_margin() -> None:
-    found = fitted(ULP, need(differing=50, most=3, max_ulp=1))
+    found = fitted(ULP, need(differing=50, max_ulp=1))
     assert found == {"max_ulp": 1, "differing_fraction": 1e-3, "differing_points": 6}
 
 
@@ -114,7 +114,13 @@ def test_where_nothing_differed_the_share_is_three_in_all() -> None:
 
 
 def test_points_are_never_below_what_an_honest_run_had() -> None:
-    assert fitted(CODES, need(differing=9, most=9, max_step=1))["step_points"] == 9
+    assert fitted(CODES, need(differing=9, most={1000: 9}, max_step=1))["step_points"] == 9
+
+
+def test_the_share_leaves_room_for_chance_in_larger_outputs() -> None:
+    found = fitted(ULP, need(differing=2, most={100: 0, 10_000: 1}, max_ulp=1))
+    assert found["differing_points"] == rare_count(2e-5 * 100) == 1
+    assert found["differing_fraction"] == rare_count(2e-5 * 10_000) / 10_000 == 4e-4
 
 
 def test_nothing_is_fitted_where_nothing_was_seen() -> None:
@@ -131,7 +137,7 @@ def test_gathers_maxima_and_leaves_out_what_is_spared() -> None:
         {"status": "pass", "compared": 20, "count": 20, "need": {}, "spared": True},
         {"status": "empty", "compared": 0, "count": 0, "need": {"limit": 0.0}},
     ]
-    assert gathered(runs) == Need(3, 1, 30, 8, 10, 7, {"limit": 3.0})
+    assert gathered(runs) == Need(3, 1, 30, 8, {10: 1, 20: 7}, {"limit": 3.0})
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e-4, 0.02, 1.0, 30.0])
