@@ -99,7 +99,7 @@ def situation(
     `case`: the cases to choose from, once the sizes are known; if they leave none, the preset's sizes are taken.
     `vary`: the axes that may differ from the preset.
     """
-    deployment = choose(DEPLOYMENTS)
+    deployment = choose(deployments_of(op))
     overrides = {"tokens": choose(TOKENS), **config_overrides(choose, vary)} if choose((False, True, True)) else {}
     chosen = Situation(op, deployment=deployment, overrides=_changed(overrides))
     loaded, chosen = _possible(chosen)
@@ -108,6 +108,19 @@ def situation(
         chosen = replace(chosen, overrides=())
         cases = case(chosen.load())
     return replace(chosen, case=choose(cases).name, seed=seeds())
+
+
+def deployments_of(op: str) -> tuple[str, ...]:
+    """The deployments that the op takes: decode and prefill have attention ops of their own."""
+    return tuple(deployment for deployment in DEPLOYMENTS if _loads(op, deployment))
+
+
+def _loads(op: str, deployment: str) -> bool:
+    try:
+        load_op(op, deployment=deployment)
+    except SpecError:
+        return False
+    return True
 
 
 def _changed(overrides: Mapping[str, int | float]) -> tuple[Override, ...]:
