@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,8 @@ def _mark(op: str, settings: Settings, tolerances: Tolerances) -> str:
     """A hash of what else decides about the mutants of an op: its golden, its spec, its tolerances, the settings."""
     rules = {name: (e.comparator, e.given, e.provenance["reference"]) for name, e in tolerances.get(op, {}).items()}
     texts = [(ROOT / folder / f"{op}.py").read_text(encoding="utf-8") for folder in ("goldens", "specs/ops")]
-    return _hash(*texts, repr(sorted(rules.items())), repr(replace(settings, limit=0.0, tolerances=None)))
+    runs = situations(op, settings.seeds, settings.cases)
+    return _hash(*texts, repr(sorted(rules.items())), repr(runs))
 
 
 def _text_mark(mutant: Mutant, mark: str) -> str:

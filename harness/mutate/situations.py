@@ -10,21 +10,25 @@ from harness.run import Run
 from specs.errors import SpecError
 from specs.registry import load_op
 
-OTHERS: tuple[tuple[str, tuple[tuple[str, int | float], ...]], ...] = (
+Overrides = tuple[tuple[str, int | float], ...]
+
+OTHERS: tuple[tuple[str, Overrides], ...] = (
     ("decode_mtp", ()),
     ("prefill", ()),
-    ("decode", (("tokens", 24),)),
     ("decode", (("hc_eps", 1e-3), ("rms_norm_eps", 1e-3))),
 )
-"""Configurations besides TINY's decode, run with the default case: several row tiles, a last box that is half full,
-epsilons that can be seen (1e-6 is below the last bit of most sums)."""
+"""Configurations besides TINY's decode, run with the default case: many row tiles, and epsilons that can be seen (1e-6
+is below the last bit of most sums)."""
+
+TOKENS: Overrides = (("tokens", 24),)
+"""Three row tiles, the last box half full: run with every case, since a decode step of TINY has one tile."""
 
 
 def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()) -> list[Run]:
     """The runs of an op at TINY that decide about a mutant, the default case first.
 
     Every valid case (or the named ones) with the first seed in program order; the default case in OTHERS; every
-    case again with each further seed, which seeds the schedule too. Raises UsageError for a case that there is not.
+    case again with TOKENS, and with each further seed, which seeds the schedule too. Raises UsageError for a case that there is not.
     """
     loaded = load_op(op)
     valid = [case for case in loaded.cases if not case.invalid]
@@ -38,6 +42,8 @@ def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()
     for deployment, overrides in OTHERS:
         if _possible(op, deployment, dict(overrides)):
             runs.append(replace(first, deployment=deployment, overrides=overrides))
+    if _possible(op, "decode", dict(TOKENS)):
+        runs += [replace(first, overrides=TOKENS, case=case.name) for case in chosen]
     return runs + [Run(op, case=case.name, seed=seed, schedule=seed) for seed in seeds[1:] for case in chosen]
 
 

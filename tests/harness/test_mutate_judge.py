@@ -17,7 +17,7 @@ from harness.mutate.judge import EQUIVALENT, KILLED, OURS, REFUSED, SURVIVED, Ju
 from harness.mutate.mutants import ROOT, Mutant
 from harness.mutate.pool import Settings, judge_all
 from harness.mutate.rivals import GATES, rejected
-from harness.mutate.situations import situations
+from harness.mutate.situations import TOKENS, situations
 from harness.reference import reference_check
 from harness.tolerances import Tolerances, load_tolerances
 
@@ -104,6 +104,7 @@ def test_situations_are_the_strongest_of_the_op() -> None:
     assert {run.schedule for run in runs if run.seed == 3} == {3}
     assert {"decode_mtp", "prefill"} <= {run.deployment for run in runs}
     assert any(dict(run.overrides).get("hc_eps") == 1e-3 for run in runs)
+    assert {run.case for run in runs if run.overrides == TOKENS} == {run.case for run in runs}
     assert len(set(runs)) == len(runs)
 
 
