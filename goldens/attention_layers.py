@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from goldens.checks import continued, expect, expect_range
+from goldens.checks import continued, expect, expect_range, part_of
 from goldens.errors import GoldenInputError
 from goldens.hc_post import hc_post
 from goldens.hc_pre import hc_pre
@@ -40,11 +40,9 @@ class Chain:
         self.stages[name] = continued(self.given, self.op, name, computed)
         return self.stages[name]
 
-    def only(self, *names: str, **renamed: str) -> dict[str, Tensor]:
+    def only(self, *names: str, **renamed: str) -> Mapping[str, Tensor]:
         """What was given of these stages, for the golden of a part; `renamed`: stage -> the name that it has there."""
-        given = {} if self.given is None else self.given
-        wanted = {name: name for name in names} | renamed
-        return {there: given[here] for here, there in wanted.items() if here in given}
+        return part_of(self.given, {name: name for name in names} | renamed)
 
 
 def step_positions(op: str, position_ids: Tensor, batch: int, length: int) -> Tensor:

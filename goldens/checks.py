@@ -57,12 +57,49 @@ def _extents(shape: Sequence[int | None]) -> str:
     return "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
 
 
+class Given(dict[str, Tensor]):
+    """Stages of a device that a golden goes on from, with `computed`: what the golden itself had in their places.
+
+    So one evaluation tells of every stage what it must be, given the device's own stages before it.
+    """
+
+    def __init__(self, stages: Mapping[str, Tensor]) -> None:
+        super().__init__(stages)
+        self.computed: dict[str, Tensor] = {}
+
+    def record(self, name: str, computed: Tensor) -> None:
+        """Note what was computed for a stage. The first note stands: it is from the part that the stage belongs to."""
+        self.computed.setdefault(name, computed)
+
+
+class _Part(Given):
+    """What a part of a golden is given, under the names that it has for the stages; its notes reach the whole."""
+
+    def __init__(self, whole: Given, names: Mapping[str, str]) -> None:
+        super().__init__({there: whole[here] for here, there in names.items() if here in whole})
+        self._whole = whole
+        self._here = {there: here for here, there in names.items()}
+
+    def record(self, name: str, computed: Tensor) -> None:
+        if name in self._here:
+            self._whole.record(self._here[name], computed)
+
+
+def part_of(given: Mapping[str, Tensor] | None, names: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """What is given of the stages `names` (name here -> name there), for the golden of a part."""
+    if isinstance(given, Given):
+        return _Part(given, names)
+    return {there: given[here] for here, there in names.items() if here in given} if given is not None else {}
+
+
 def continued(given: Mapping[str, Tensor] | None, op: str, name: str, computed: Tensor) -> Tensor:
     """The stage `name` from which a golden goes on: `given[name]` where there is one, else what it computed.
 
     A device may legally differ in the last bit of a stage. Judged against the golden continued from the device's own
     stage, what follows is not failed for that. Raises GoldenInputError for another shape or dtype.
     """
+    if isinstance(given, Given):
+        given.record(name, computed)
     if given is None or name not in given:
         return computed
     expect(f"{op}: given {name}", given[name], tuple(computed.shape), computed.dtype)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldens.checks import continued, expect, expect_integer
+from goldens.checks import continued, expect, expect_integer, part_of
 from goldens.decode_indexer_compressor import decode_indexer_compressor
 from goldens.errors import GoldenInputError
 from goldens.numerics.compressor import EMPTY_SCORE, rotated_tail
@@ -232,7 +232,6 @@ def decode_indexer(
     }
 
 
-def _inner_given(given: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+def _inner_given(given: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
     """The device's stages by the names that decode_indexer_compressor has for them."""
-    names = {"inner_compress_state": "compress_state", "inner_kv": "kv"}
-    return None if given is None else {inner: given[name] for name, inner in names.items() if name in given}
+    return part_of(given, {"inner_compress_state": "compress_state", "inner_kv": "kv"})

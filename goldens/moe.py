@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from goldens.checks import continued, expect, expect_integer
+from goldens.checks import Given, continued, expect, expect_integer
 from goldens.errors import GoldenInputError
 from goldens.expert_routed import expert_routed
 from goldens.expert_shared import expert_shared
@@ -159,7 +159,8 @@ def moe(
         shared("shared_w2_scale", shared_w2_scale, (d,), fp32),
     )
     counts = torch.full((ep, 1), expect_integer("moe: num_tokens", num_tokens), dtype=torch.int32)
-    device = dict(given or {})
+    device = {} if given is None else given
+    of_ranks = [Given({name: device[name][r] for name in ("x_norm", "indices") if name in device}) for r in range(ep)]
     stages: dict[str, Tensor] = {}
 
     def keep(computed: Mapping[str, Tensor]) -> None:
@@ -184,8 +185,11 @@ def moe(
             n_hash_layers=n_hash_layers,
             routed_scaling=routed_scaling,
             taps=chosen[rank],
-            given={name: device[name][rank] for name in ("x_norm", "indices") if name in device},
+            given=of_ranks[rank],
         )
+    if isinstance(given, Given):
+        for name in ("x_norm", "indices"):
+            given.record(name, torch.stack([of_rank.computed[name] for of_rank in of_ranks]))
     keep(_stacked(chosen, _OF_GATE))
     every: dict[str, Tensor] = {}
     codes, scales = stages["x_norm_i8"], stages["x_norm_scale"]

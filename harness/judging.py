@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from goldens.checks import Given
 from harness.compare import FAIL, PASS, Comparator, Judgement, Output, judge_pool
 from harness.devices.base import DeviceRun
 from harness.tolerances import Entry
@@ -41,6 +42,7 @@ def judge(op: Op, entries: Mapping[str, Entry], prepared: Prepared, result: Devi
     outputs = [spec.name for spec in op.outputs]
     stages = [name for name in _stages(op, entries, outputs) if told(prepared, result, name) is not None]
     judgements: dict[str, Judgement] = {}
+    continuation = _Continuation(entries, prepared, result)
     for name in _judging_order([*stages, *outputs], entries):
         entry = entries.get(name)
         if entry is None:
@@ -48,8 +50,9 @@ def judge(op: Op, entries: Mapping[str, Entry], prepared: Prepared, result: Devi
         elif name in outputs and name not in result.outputs:
             judgements[name] = Judgement(FAIL, entry.comparator.label, None, "the kernel returned no such output")
         else:
-            golden, taps = _continued(op, entry, prepared, result, judgements)
-            judgements[name] = judge_tensor(name, entry.comparator, prepared, result, golden, taps)
+            judgements[name] = judge_tensor(name, entry.comparator, prepared, result, *continuation.expected(entry))
+            if judgements[name].status != PASS:
+                continuation.failed(name)
     return {name: judgements[name] for name in (*outputs, *stages)}
 
 
@@ -113,27 +116,54 @@ def _judging_order(names: Iterable[str], entries: Mapping[str, Entry]) -> list[s
     return ordered
 
 
-def _continued(
-    op: Op, entry: Entry, prepared: Prepared, result: DeviceRun, judged: Mapping[str, Judgement]
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """The golden and its stages that an entry is judged against.
+class _Continuation:
+    """What each output and stage must be, given the device's own outputs and stages before it.
 
-    Where earlier outputs or stages of the device passed but differ (a legal last bit), everything downstream of them
-    is judged against the golden continued from the device's own values, so that one legal flip does not fail what
-    follows.
+    Where earlier ones passed but differ (a legal last bit), everything downstream of them is judged against the golden
+    continued from the device's own values, so that one legal flip does not fail what follows. One evaluation of the
+    golden serves all: it goes on from everything at once and notes what it computed itself. What failed is taken out.
     """
-    given = {}
-    for name in entry.given:
-        before = judged.get(name)
-        if before is None or before.status != PASS or before.metrics is None:
-            continue
-        if before.metrics.bit_equal != before.metrics.compared:
-            valid = prepared.valid.get(name)
-            expected = prepared.golden[name] if name in prepared.golden else prepared.stages[name]
+
+    def __init__(self, entries: Mapping[str, Entry], prepared: Prepared, result: DeviceRun) -> None:
+        self.prepared = prepared
+        self.device: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for entry in entries.values() for name in entry.given):
             actual = told(prepared, result, name)
-            assert actual is not None
-            given[name] = actual if valid is None else torch.where(valid, actual, expected)
-    if not given:
-        return prepared.golden, prepared.stages
-    stages: dict[str, Tensor] = {}
-    return op.golden(prepared.inputs, stages, given=given), stages
+            if name in entries and actual is not None:
+                valid, expected = prepared.valid.get(name), _expected(prepared, name)
+                own = actual if valid is None else torch.where(valid, actual, expected)
+                if own.shape == expected.shape and own.dtype == expected.dtype and not torch.equal(own, expected):
+                    self.device[name] = own
+        self._evaluated: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    def failed(self, name: str) -> None:
+        """Take a stage that failed out of what others are given."""
+        if self.device.pop(name, None) is not None:
+            self._evaluated = None
+
+    def expected(self, entry: Entry) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """The golden's outputs and stages to judge an entry by."""
+        prepared = self.prepared
+        given = {name: self.device[name] for name in entry.given if name in self.device}
+        if not given:
+            return prepared.golden, prepared.stages
+        outputs, stages, computed = self._all_at_once()
+        if entry.output not in self.device:
+            return outputs, stages
+        if entry.output in computed:
+            own = {entry.output: computed[entry.output]}
+            return outputs | own, stages | own
+        stages = {}  # the golden does not note this stage: go on from what comes before it only
+        return prepared.op.golden(prepared.inputs, stages, given=given), stages
+
+    def _all_at_once(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        if self._evaluated is None:
+            given = Given(self.device)
+            stages: dict[str, Tensor] = {}
+            outputs = self.prepared.op.golden(self.prepared.inputs, stages, given=given)
+            self._evaluated = outputs, stages, given.computed
+        return self._evaluated
+
+
+def _expected(prepared: Prepared, name: str) -> Tensor:
+    return prepared.golden[name] if name in prepared.golden else prepared.stages[name]

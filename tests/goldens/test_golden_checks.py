@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from goldens.checks import expect, expect_integer, expect_range
+from goldens.checks import Given, continued, expect, expect_integer, expect_range, part_of
 from goldens.errors import GoldenInputError
 
 
@@ -61,3 +61,30 @@ def test_rejects_outside_range_with_place(value):
     ids[1, 2] = value
     assert message(expect_range, "op: ids", ids, 0, 7) == f"op: ids[1, 2] is {value}, expected 0..7"
     assert message(lambda: expect_range("op: ids", ids[1], 0, 7, at=(1,))) == f"op: ids[1, 2] is {value}, expected 0..7"
+
+
+def test_given_stages_stand_for_what_was_computed_and_both_are_kept():
+    own, device = torch.zeros(2), torch.ones(2)
+    given = Given({"a": device})
+    assert continued(given, "op", "a", own) is device
+    assert continued(given, "op", "b", own) is own
+    assert given.computed["a"] is own
+    assert given.computed["b"] is own
+
+
+def test_a_part_notes_what_it_computed_under_the_names_of_the_whole():
+    """The part's note stands: the whole sees what it was given again, and no longer what was computed."""
+    own, device = torch.zeros(2), torch.ones(2)
+    given = Given({"pooled_kv": device, "other": device})
+    part = part_of(given, {"pooled_kv": "kv"})
+    assert dict(part) == {"kv": device}
+    result = continued(part, "part", "kv", own)
+    continued(part, "part", "unknown", own)
+    continued(given, "whole", "pooled_kv", result)
+    assert given.computed == {"pooled_kv": own}
+
+
+def test_a_plain_mapping_has_parts_too():
+    device = torch.ones(2)
+    assert part_of({"x": device}, {"x": "y", "z": "w"}) == {"y": device}
+    assert part_of(None, {"x": "y"}) == {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.compare import EMPTY, FAIL, PASS, Exact, Output, judge_pool
+from harness.devices.base import DeviceRun
 from harness.devices.emulator.device import EmulatorDevice
 from harness.judging import judge
 from harness.report import failure_text, table
@@ -121,3 +122,31 @@ def test_a_pool_of_which_nothing_is_mapped_must_keep_every_bit() -> None:
     assert judge_pool(Exact(), Output(before.clone(), before), before, nothing).status == PASS
     assert judge_pool(Exact(), Output(before + 1, before), before, nothing).status == FAIL
     assert judge_pool(Exact(), Output(before[:0], before[:0]), before[:0], nothing[:0]).status == EMPTY
+
+
+def test_one_evaluation_of_the_golden_serves_all_that_is_judged_given_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage of the device one legal step off: each is right given those before it, by one continued golden."""
+    prepared, _ = prepare(Run("qkv_proj_rope"))
+    op = prepared.op
+    qr = prepared.golden["qr"].clone()
+    qr[0, 0] += 1 if int(qr[0, 0]) < 0 else -1
+    stages: dict[str, torch.Tensor] = {}
+    outputs = op.golden(prepared.inputs, stages, given={"qr": qr})
+    calls: list[object] = []
+    golden = type(op).golden
+    monkeypatch.setattr(type(op), "golden", lambda self, *a, **k: calls.append(1) or golden(self, *a, **k))
+    entries = load_tolerances()["qkv_proj_rope"]
+    judged = judge(op, entries, prepared, DeviceRun({**outputs, "qr": qr}))
+    assert {name: judgement.status for name, judgement in judged.items()} == dict.fromkeys(judged, PASS)
+    assert len(calls) == 1
+
+
+def test_what_failed_is_not_what_others_go_on_from() -> None:
+    """A q computed from codes that are wrong is not excused by those codes."""
+    prepared, _ = prepare(Run("qkv_proj_rope"))
+    wrong = prepared.golden["qr"] // 2
+    outputs = prepared.op.golden(prepared.inputs, {}, given={"qr": wrong})
+    judged = judge(prepared.op, load_tolerances()["qkv_proj_rope"], prepared, DeviceRun({**outputs, "qr": wrong}))
+    assert judged["qr"].status == FAIL
+    assert judged["q"].status == FAIL
+    assert judged["kv"].status == PASS
