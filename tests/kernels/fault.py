@@ -10,7 +10,7 @@ KERNELS = Path(__file__).parents[2] / "kernels"
 
 @dataclass(frozen=True)
 class Fault:
-    """One wrong kernel: `name` says what was broken, `why` what it does.
+    """One wrong kernel: `name` says what was broken, `why` what it does, `output` the output or stage that must fail.
 
     `overrides` are fields of the model configuration that differ from the preset. `fault`, where set, is a piece of
     the message with which the device refuses to go on before `output` is there. `part`: the kernel file that holds the

@@ -61,9 +61,11 @@ def test_rejects_planted_fault(
     if fault.fault:
         assert any(f"{faulty.name}:" in problem and fault.fault in problem for problem in verdict.problems)
     else:
-        assert verdict.outputs[fault.output].status == FAIL, text
+        judged = {**verdict.outputs, **verdict.stages}
+        assert judged[fault.output].status == FAIL, text
         assert f"FAIL {fault.op} " in text
-        assert f": {fault.output}: " in text
+        label = fault.output if fault.output in verdict.outputs else f"stage {fault.output}"
+        assert f": {label}: " in text
         assert "worst [" in text or "never written" in text
 
 

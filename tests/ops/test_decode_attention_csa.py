@@ -1,0 +1,19 @@
+"""decode_attention_csa: every case of the layer on the emulator against its golden, stage by stage
+(contracts/decode_attention.md, 7)."""
+
+import pytest
+
+DEPLOYMENTS = ("decode", "decode_mtp")
+
+
+@pytest.mark.goldengate(
+    "decode_attention_csa", cases=("default", "window_edges"), deployments=DEPLOYMENTS, schedules=(0, 7)
+)
+def test_decode_attention_csa(goldengate_run):
+    goldengate_run.check()
+
+
+@pytest.mark.slow
+@pytest.mark.goldengate("decode_attention_csa", deployments=DEPLOYMENTS, schedules=(3,))
+def test_decode_attention_csa_every_case(goldengate_run):
+    goldengate_run.check()
