@@ -36,11 +36,11 @@ from specs.distributions import (
     ZipfTable,
 )
 from specs.model import FLASH, Deployment, ModelConfig
-from specs.ops import expert_routed, expert_shared, gate, hc_post, hc_pre
+from specs.ops import expert_routed, expert_shared, gate, hc_post, hc_pre, moe_combine, moe_dispatch
 from specs.registry import Case, Inputs, Masks, Op
 from specs.tensors import Distribution, ScalarSpec, TensorSpec
 
-PARTS = (hc_pre, gate, expert_shared, expert_routed, hc_post)
+PARTS = (hc_pre, gate, expert_shared, moe_dispatch, expert_routed, moe_combine, hc_post)
 STREAMS = Normal()
 WEIGHTS = {
     "routed_w1": 1.08e-2,
@@ -60,7 +60,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
 
     Windows, my_rank and moe_epoch = 1 are made by the program. Row r of overflow is as in moe_dispatch.
 
-    Sizes must suit hc_pre, gate, expert_shared, expert_routed and hc_post.
+    Sizes must suit each of its seven parts.
     """
     for part in PARTS:
         part.build(config, deployment)  # refuses sizes that a part cannot do

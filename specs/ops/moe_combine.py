@@ -38,12 +38,13 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     recv_meta is [rank, source, local expert]; the program loads each rank's window from it. routed_y_buf is a copy of
     each rank's window, defined in the rows of active tokens. Beyond the counts recv_y and its keys may hold anything.
 
-    D must be a multiple of 32 and RECV_MAX of 16.
+    D must be a multiple of 32, RECV_MAX of 16 and N_LOCAL of 8.
     """
     ranks, tokens, hidden = deployment.ep_world_size, deployment.tokens, config.hidden_size
     local, rows, width = deployment.local_experts(config), deployment.recv_max, config.num_experts_per_tok
     require_multiple("moe_combine", "D", hidden, 32)
     require_multiple("moe_combine", "RECV_MAX", rows, 16)
+    require_multiple("moe_combine", "N_LOCAL", local, 8)  # a row of counts is whole tiles of 32 bytes
     bf16, int32 = torch.bfloat16, torch.int32
     return Op(
         name="moe_combine",

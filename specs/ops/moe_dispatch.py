@@ -41,12 +41,13 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     expert id: source r, the rows it would send there and the MAX_PER_SRC that there are; zeros if there is none. A
     rank with such a lane sends no route at all, publishes counts of zero and still notifies every peer.
 
-    D must be a multiple of 32 and RECV_MAX of 16.
+    D must be a multiple of 32, RECV_MAX of 16 and N_LOCAL of 8.
     """
     ranks, tokens, hidden = deployment.ep_world_size, deployment.tokens, config.hidden_size
     local, rows, width = deployment.local_experts(config), deployment.recv_max, config.num_experts_per_tok
     require_multiple("moe_dispatch", "D", hidden, 32)
     require_multiple("moe_dispatch", "RECV_MAX", rows, 16)
+    require_multiple("moe_dispatch", "N_LOCAL", local, 8)  # a row of counts is whole tiles of 32 bytes
     int8, int32, fp32 = torch.int8, torch.int32, torch.float32
     return Op(
         name="moe_dispatch",

@@ -123,7 +123,9 @@ def kernel_outputs(op: Op, inputs: dict[str, Any]) -> Outputs:
     """What the shipped kernel writes under schedule 0; elements that the contract leaves undefined are 0."""
     run = get_device("emulator").run(_kernel(op.name, tuple(op.sizes.items())), op, dict(inputs), 0)
     outputs = {}
-    for name, valid in op.valid(inputs).items():
+    masks = op.valid(inputs)
+    for name in (spec.name for spec in op.outputs):
+        valid = masks[name]
         unwritten = run.undefined.get(name)
         output = run.outputs[name]
         if unwritten is not None:
@@ -148,13 +150,22 @@ PROPERTIES: dict[str, list[Property]] = {}
 
 
 def holds(
-    op: str, *, on: Collection[str], spoil: Spoil, **which: Collection[str]
+    op: str,
+    *,
+    on: Collection[str],
+    spoil: Spoil,
+    among: st.SearchStrategy[Situation] | None = None,
+    costs: int = 1,
+    **which: Collection[str],
 ) -> Callable[[Callable[[Trial], None]], Callable[[str], None]]:
-    """A test of a body for drawn situations of `op`: `which` as in `strategies.situations`."""
+    """A test of a body for situations of `op`: those `among`, or all with `which` as in `strategies.situations`.
+
+    `costs`: how many examples of another op one of these is as slow as; so many times fewer are run.
+    """
 
     def decorate(body: Callable[[Trial], None]) -> Callable[[str], None]:
         def check(subject: str, spoiled: Spoil | None = None) -> None:
-            examples = max(2, settings.default.max_examples // SHARE[subject])  # type: ignore[union-attr]
+            examples = max(2, settings.default.max_examples // (SHARE[subject] * costs))  # type: ignore[union-attr]
             chosen = settings(max_examples=examples)
             if spoiled is not None:
                 chosen = settings(
@@ -170,7 +181,8 @@ def holds(
                 body(Trial(subject, situation, data, spoiled))
 
             example.__qualname__ = f"{body.__module__}.{body.__name__}[{subject}]"
-            wrapped = given(situation=strategies.situations(op, **which), data=st.data())(example)
+            drawn = strategies.situations(op, **which) if among is None else among
+            wrapped = given(situation=drawn, data=st.data())(example)
             if chosen.derandomize:  # examples of its own for every property
                 wrapped = seed(zlib.crc32(example.__qualname__.encode()))(wrapped)
             chosen(wrapped)()
