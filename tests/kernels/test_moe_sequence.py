@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from fault import Fault
-from moe_testing import CALLS, World, differences, draw, load, run
+from moe_testing import CALLS, PROGRAM, World, differences, draw, load, run
 
 from harness.devices.base import KernelFault
+from harness.devices.emulator.device import EmulatorDevice
+from harness.devices.emulator.host import execute_host
+from specs.registry import load_op
 
 SLOW_SEEDS = 500
 PER_TEST = 50
+LAYERS = PROGRAM.with_name("moe_layers.py")
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -198,3 +202,23 @@ def test_rejects_planted_fault_of_a_sequence(fault: Fault, tmp_path: Path) -> No
         except KernelFault as error:
             found = [str(error)]
         assert any(fault.output in text for text in found), f"schedule {schedule}: {found}"
+
+
+def test_three_layers_in_one_program_are_three_programs() -> None:
+    """Windows, counters and the lanes of earlier layers change no bit of a later one."""
+    op = load_op("moe", ep_world_size=2)
+    device = EmulatorDevice()
+    alone = device.load(op.kernel, "moe", op.sizes)
+    chained = device.load(LAYERS, "moe_layers", op.sizes)
+    inputs = op.inputs() | {"num_tokens": 5}
+    first_score = op.config.num_hash_layers
+    step = dict(inputs)
+    for layer in (0, first_score, first_score + 1):
+        result = execute_host(alone.entry, step | {"layer_id": layer}, 0, alone.files, world=2)
+        step["x_hc"] = result.outputs["x_next"]
+    for schedule in (0, 1):
+        together = execute_host(chained.entry, inputs, schedule, chained.files, world=2)
+        assert together.findings == []
+        assert not together.outputs["overflow"].any()
+        if schedule == 0:  # others draw another order of FP32 sums
+            assert torch.equal(together.outputs["x_next"], step["x_hc"])
