@@ -182,7 +182,10 @@ class Op:
         return outputs
 
     def valid(self, inputs: Inputs) -> Masks:
-        """Per output a bool mask of its shape, True where the contract defines the element; None: all are."""
+        """Per output a bool mask of its shape, True where the contract defines the element; None: all are.
+
+        Then masks of the stages that are not defined everywhere, if there are any.
+        """
         return self.validity(self, inputs)
 
     def mapped(self, inputs: Inputs) -> Masks:
