@@ -10,6 +10,7 @@ import torch
 from harness import equiv
 from harness.compare import Exact, Output, Ulp
 from harness.devices import get_device
+from harness.devices.base import KernelRefused
 from harness.run import Run
 from specs.errors import SpecError
 from specs.registry import all_ops, load_op
@@ -101,6 +102,31 @@ def test_672_7_the_order_of_the_sum_of_squares_is_another_one() -> None:
     differing = int((old.outputs["q"] != new.outputs["q"]).sum())
     assert 0 < differing <= 1e-3 * old.outputs["q"].numel()
     assert old.counters["gm_read_bytes"] > new.counters["gm_read_bytes"]  # each head is loaded once, not twice
+
+
+@pytest.mark.parametrize("case", [case.name for case in load_op("moe_combine").cases])
+def test_672_8_combine_is_bit_equal_with_one_token_per_block(case: str) -> None:
+    run = Run("moe_combine", case=case, overrides=(("ep_world_size", 2),))
+    (comparison,) = equiv.compare_all(get_device("emulator"), [run], SIDES, ())
+    assert comparison.status == "pass", equiv.failure_text(comparison)
+
+
+def test_672_8_a_block_of_combine_touches_its_own_token_only_for_any_number_of_tokens() -> None:
+    """Six tokens are six blocks; the old form takes whole fours and is refused. A NaN of one token stays there."""
+    op = load_op("moe_combine", tokens=6)
+    device = get_device("emulator")
+    kernel = device.load(op.kernel, op.name, op.sizes, "pr672")
+    inputs = op.inputs()
+    clean = device.run(kernel, op, dict(inputs), 0)
+    assert clean.undefined["ffn_out"] is None
+    inputs["sh"][:, 2] = float("nan")
+    poisoned = device.run(kernel, op, dict(inputs), 0)
+    assert poisoned.findings == []
+    assert poisoned.outputs["ffn_out"][:, 2].isnan().all()
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(poisoned.outputs["ffn_out"][:, others], clean.outputs["ffn_out"][:, others])
+    with pytest.raises(KernelRefused, match="T = 6 is not a multiple of 4"):
+        device.load(op.kernel, op.name, op.sizes, "before_pr672")
 
 
 def with_tasks_of_their_own() -> list[object]:
