@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mutant", action="append", default=[], metavar="ID", help="only these, with what they change")
     parser.add_argument("--case", action="append", default=[], metavar="NAME", help="cases to judge on (default: all)")
     parser.add_argument("--seed", default="0,1", metavar="N", help="seeds of inputs and schedules (default: 0,1)")
-    parser.add_argument("--limit", default="60", metavar="SECONDS", help="processor time for a mutant (default: 60)")
+    parser.add_argument("--limit", default="60", metavar="SECONDS", help="processor time of one run (default: 60)")
     parser.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
     parser.add_argument("--journal", metavar="FILE", help="keep results here, and go on from those that are there")
     parser.add_argument("--json", metavar="FILE", help="write every result")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,16 +116,18 @@ class Judge:
         self.bench = Bench(device)
         self._stands: dict[Run, _Stand] = {}
 
-    def judge(self, path: Path) -> Outcome:
-        """The outcome of the kernel file `path`. Raises UsageError where the shipped kernel fails itself."""
+    def judge(self, path: Path, alive: Callable[[], None] = lambda: None) -> Outcome:
+        """The outcome of the kernel file `path`; `alive` is called after every run, and once inputs and goldens of one
+        are made. Raises UsageError where the shipped kernel fails itself."""
         with self.bench.holding(path):
-            return self._judge(time.perf_counter())
+            return self._judge(time.perf_counter(), alive)
 
-    def _judge(self, start: float) -> Outcome:
+    def _judge(self, start: float, alive: Callable[[], None]) -> Outcome:
         default: dict[str, bool | None] = {}
         same = True
         for run in self.runs:
             stand = self._stand(run)
+            alive()
             try:
                 verdict = stand.session.verify(run)
             except KernelRefused as refused:

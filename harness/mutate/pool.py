@@ -25,15 +25,15 @@ from harness.mutate.mutants import Mutant
 from harness.mutate.situations import situations
 
 _MEMORY = 6 << 30  # bytes of data that a worker may have
+_ALIVE = "alive"  # what a worker says after every run
 _PATIENCE = 0.2  # seconds between looks at the clock
 _WALL = 20  # wall seconds for each processor second of the limit: one that sleeps is late, too
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How mutants are judged. `seeds`, `cases`: see `situations`; `limit`: processor seconds for one mutant, with the
-    inputs and goldens that its worker had not made yet (a busy machine makes no mutant late); `tolerances`: path of the
-    file, None for the shipped one."""
+    """How mutants are judged. `seeds`, `cases`: see `situations`; `limit`: processor seconds for one run of a mutant (a
+    busy machine makes none late); `tolerances`: path of the file, None for the shipped one."""
 
     seeds: tuple[int, ...] = (0, 1)
     cases: tuple[str, ...] = ()
@@ -86,24 +86,33 @@ class _Worker:
             raise UsageError("a worker process did not start")
 
     def give(self, mutant: Mutant) -> None:
-        self.mutant, self.since, self.spent = mutant, time.monotonic(), _processor_seconds(self.process.pid)
+        self.mutant = mutant
+        self._wound()
         self.pipe.send(mutant)
+
+    def _wound(self) -> None:
+        """The clock starts anew."""
+        self.since, self.spent = time.monotonic(), _processor_seconds(self.process.pid)
 
     def take(self) -> tuple[Mutant, Outcome] | None:
         """The outcome of its mutant, None while there is none."""
         assert self.mutant is not None
-        spent = _processor_seconds(self.process.pid) - self.spent
-        outcome: Outcome | None = None
-        if self.pipe.poll():
+        answer: object = _ALIVE
+        while answer == _ALIVE and self.pipe.poll():
             try:
                 answer = self.pipe.recv()
             except EOFError:
-                self.process.join()
-                outcome = lost("crash", f"its process ended with exit code {self.process.exitcode}", spent)
-            else:
-                if isinstance(answer, str):
-                    raise UsageError(answer)
-                outcome = answer
+                answer = None
+            self._wound()
+        spent = _processor_seconds(self.process.pid) - self.spent
+        outcome: Outcome | None = None
+        if answer is None:
+            self.process.join()
+            outcome = lost("crash", f"its process ended with exit code {self.process.exitcode}", spent)
+        elif isinstance(answer, Outcome):
+            outcome = answer
+        elif answer != _ALIVE:
+            raise UsageError(str(answer))
         elif max(spent, (time.monotonic() - self.since) / _WALL) > self.settings.limit:
             outcome = lost("limit", f"still running after {self.settings.limit:g} s", spent)
         if outcome is None:
@@ -155,7 +164,7 @@ def _work(pipe: Connection, settings: Settings, folder: Path) -> None:
             with tempfile.TemporaryDirectory(dir=folder) as own:  # a new path for each: parsed files are cached by path
                 file = Path(own) / Path(mutant.path).name
                 file.write_text(mutant.text, encoding="utf-8")
-                outcome: Outcome | str = judges[mutant.op].judge(file)
+                outcome: Outcome | str = judges[mutant.op].judge(file, lambda: pipe.send(_ALIVE))
         except UsageError as error:
             outcome = str(error)
         except Exception as error:  # what a wrong kernel can make of the harness is its outcome, too

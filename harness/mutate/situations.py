@@ -28,7 +28,8 @@ def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()
     """The runs of an op at TINY that decide about a mutant, the default case first.
 
     Every valid case (or the named ones) with the first seed in program order; the default case in OTHERS; every
-    case again with TOKENS, and with each further seed, which seeds the schedule too. Raises UsageError for a case that there is not.
+    case again with TOKENS, and with each further seed, which seeds the schedule too. Raises UsageError for a case that
+    there is not.
     """
     loaded = load_op(op)
     valid = [case for case in loaded.cases if not case.invalid]
