@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness.errors import UsageError
 from harness.history.query import History
@@ -20,6 +21,7 @@ STATISTICS = ("used", "ulp_max", "differing_fraction", "rel_l2", "abs_bias")
 """What is watched: the share of a limit that is used, worst ULP, share of differing elements, relative L2, and the
 share of errors of one sign beyond a fair coin's."""
 
+Row = dict[str, Any]
 _SITUATION = "op, preset, deployment, overrides, \"case\", output, stage, device"
 
 
@@ -113,53 +115,68 @@ def findings(history: History, since: str | None = None) -> Findings:
     Raises UsageError for a `since` that is no time.
     """
     start = newest_session(history) if since is None else moment(since)
-    rows = history.select(_ROWS.format(situation=_SITUATION), [start])
-    groups: dict[Key, tuple[list[dict[str, object]], list[dict[str, object]]]] = {}
-    for row in rows:
-        key = Key(*(row[name] for name in _KEY_COLUMNS))
-        groups.setdefault(key, ([], []))[1 if row["is_new"] else 0].append(row)
     shifts: list[Shift] = []
     broken: list[Change] = []
     fixed: list[Change] = []
+    sessions: dict[str, None] = {}
     compared = 0
-    for key, (old, new) in groups.items():
+    for key, rows in grouped(history).items():
+        old, new = [row for row in rows if row["time"] < start], [row for row in rows if row["time"] >= start]
+        sessions.update((str(row["session"]), None) for row in new)
         if not (old and new):
             continue
         compared += 1
         change = _change(key, old, new)
         if change is not None:
             (broken if change.now == "fail" else fixed).append(change)
-        shifts += [shift for name in STATISTICS if (shift := _shift(key, name, old, new)) is not None]
-    sessions = tuple(dict.fromkeys(str(row["session"]) for row in rows if row["is_new"]))
-    return Findings(sessions, tuple(shifts), tuple(broken), tuple(fixed), compared)
+        shifts += [found for name in STATISTICS if (found := shift(key, name, old, new)) is not None]
+    return Findings(tuple(sessions), tuple(shifts), tuple(broken), tuple(fixed), compared)
 
 
 _KEY_COLUMNS = ("op", "preset", "deployment", "overrides", "case", "output", "stage", "device")
 _ROWS = """
 SELECT {situation}, session, revision, time, command, status, run_status, reason, problems,
        used, CAST(ulp_max AS DOUBLE) AS ulp_max,
-       differing / nullif(compared, 0) AS differing_fraction, rel_l2, abs(bias_z) AS abs_bias,
-       time >= ? AS is_new
+       differing / nullif(compared, 0) AS differing_fraction, rel_l2, abs(bias_z) AS abs_bias
 FROM results ORDER BY time, id
 """
 
 
-def _values(rows: Sequence[dict[str, object]], statistic: str) -> list[float]:
-    return [float(v) for row in rows if (v := row[statistic]) is not None]  # type: ignore[arg-type]
+def grouped(history: History) -> dict[Key, list[Row]]:
+    """Every recorded row by its situation, the oldest first."""
+    groups: dict[Key, list[Row]] = {}
+    for row in history.select(_ROWS.format(situation=_SITUATION)):
+        groups.setdefault(Key(*(row[name] for name in _KEY_COLUMNS)), []).append(row)
+    return groups
 
 
-def _shift(key: Key, statistic: str, old: list[dict[str, object]], new: list[dict[str, object]]) -> Shift | None:
-    before, now = _values(old, statistic), _values(new, statistic)
+def values(rows: Sequence[Row], statistic: str) -> list[float]:
+    """The values of a statistic, of those rows that have it."""
+    return [float(value) for row in rows if (value := row[statistic]) is not None]
+
+
+def ceiling(before: Sequence[float], statistic: str) -> float:
+    """What the mean of later values may not exceed: the largest of `before` and its distance from their median."""
+    floor = _COIN if statistic == "abs_bias" else 0.0
+    return max(max(before) + _spread(before), floor)
+
+
+def _spread(before: Sequence[float]) -> float:
+    largest = max(before)
+    return largest - statistics.median(before) if math.isfinite(largest) else 0.0
+
+
+def shift(key: Key, statistic: str, old: Sequence[Row], new: Sequence[Row]) -> Shift | None:
+    """The shift of a statistic between earlier rows and later ones, None where there is none."""
+    before, now = values(old, statistic), values(new, statistic)
     if not before or not now:
         return None
     largest, mean = max(before), statistics.fmean(now)
-    spread = largest - statistics.median(before) if math.isfinite(largest) else 0.0
-    floor = _COIN if statistic == "abs_bias" else 0.0
-    if not mean > max(largest + spread, floor):
+    if not mean > ceiling(before, statistic):
         return None
-    first = next(row for row in new if (v := row[statistic]) is not None and float(v) > largest)  # type: ignore[arg-type]
+    first = next(row for row in new if (value := row[statistic]) is not None and float(value) > largest)
     return Shift(
-        key, statistic, largest, spread, mean, len(before), len(now),
+        key, statistic, largest, _spread(before), mean, len(before), len(now),
         str(first["session"]), str(first["revision"]), _moment(first), str(first["command"]),
     )  # fmt: skip
 
@@ -168,7 +185,7 @@ _COIN = 3.0
 """Standard deviations of a fair coin that the signs of errors may always show."""
 
 
-def _change(key: Key, old: list[dict[str, object]], new: list[dict[str, object]]) -> Change | None:
+def _change(key: Key, old: Sequence[Row], new: Sequence[Row]) -> Change | None:
     """Whether an output that passed before fails now, or the other way round. One row decides: the worst."""
     before = "fail" if old[-1]["status"] == "fail" or old[-1]["run_status"] == "fail" else "pass"
     failing = [row for row in new if row["status"] == "fail"]
@@ -183,5 +200,5 @@ def _change(key: Key, old: list[dict[str, object]], new: list[dict[str, object]]
     return None
 
 
-def _moment(row: dict[str, object]) -> str:
-    return row["time"].strftime("%Y-%m-%d %H:%M")  # type: ignore[attr-defined,no-any-return]
+def _moment(row: Row) -> str:
+    return str(row["time"].strftime("%Y-%m-%d %H:%M"))
