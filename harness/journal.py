@@ -66,19 +66,10 @@ class Journal:
 
     def _read(self, kind: str) -> list[Record]:
         data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
+        whole = _whole_lines(data)
         if len(whole) < len(data):
             os.ftruncate(self._file, len(whole))
-        records: list[Record] = []
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UsageError(f"{self.path}:{number}: no JSON; the journal is damaged") from error
-            if not isinstance(record, dict) or (number == 1 and record.get("journal") != kind):
-                raise UsageError(f"{self.path}:{number}: no journal of goldengate {kind}")
-            records.append(record)
-        return records[1:]
+        return _parsed(whole, self.path, kind)
 
     def _write(self, record: Record) -> None:
         line = json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
@@ -88,3 +79,31 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             raise UsageError(f"cannot write {self.path}: {error.strerror}") from error
+
+
+def read_journal(path: Path, kind: str) -> list[Record]:
+    """The records of a journal, which may be in use and is left as it is. Raises UsageError like `Journal`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    if b"\n" not in data:
+        raise UsageError(f"{path}: no journal of goldengate {kind}")
+    return _parsed(_whole_lines(data), path, kind)
+
+
+def _whole_lines(data: bytes) -> bytes:
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _parsed(lines: bytes, path: Path, kind: str) -> list[Record]:
+    records: list[Record] = []
+    for number, line in enumerate(lines.splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"{path}:{number}: no JSON; the journal is damaged") from error
+        if not isinstance(record, dict) or (number == 1 and record.get("journal") != kind):
+            raise UsageError(f"{path}:{number}: no journal of goldengate {kind}")
+        records.append(record)
+    return records[1:]
