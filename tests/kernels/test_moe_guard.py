@@ -12,7 +12,7 @@ from fault import Fault
 from moe_testing import World
 from torch import Tensor
 
-from harness.devices.base import DeviceRun, KernelFault
+from harness.devices.base import DeviceRun, KernelFault, KernelRefused
 from harness.devices.emulator.device import EmulatorDevice, EmulatorKernel
 from harness.devices.emulator.host import execute_host
 from specs.registry import Op, load_op
@@ -157,8 +157,6 @@ def test_the_depth_of_4_times_the_uniform_load_overflows(depth: int, fires: bool
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    from harness.devices.base import KernelRefused
-
     world = World.of(RANKS)
     for change, reason in (
         ({"RECV_MAX": 34}, "RECV_MAX = 34 does not divide over 4 sources"),
@@ -168,3 +166,12 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(KernelRefused, match=reason):
             EmulatorDevice().load(load_op("moe_dispatch").kernel, "moe_dispatch", dict(world.sizes) | change)
+
+
+@pytest.mark.parametrize("tiles", ["pr672", "before_pr672"])
+@pytest.mark.parametrize("deployment", ["decode", "decode_mtp", "prefill"])
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_the_front_end_accepts_every_world(ranks: int, deployment: str, tiles: str) -> None:
+    """`moe` splices in all of its parts; 32 experts per rank, as the model has."""
+    op = load_op("moe", "flash", deployment, ep_world_size=ranks, n_routed_experts=32 * ranks)
+    assert EmulatorDevice().load(op.kernel, "moe", op.sizes, tiles).function == "moe"
