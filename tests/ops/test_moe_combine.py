@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.goldengate("moe_combine", schedules=(0, 7))
+@pytest.mark.goldengate("moe_combine", schedules=(7,))
 def test_moe_combine_decode(goldengate_run):
     goldengate_run.check()
 

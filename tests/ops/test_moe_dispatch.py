@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.goldengate("moe_dispatch", deployments=("decode", "decode_mtp"), schedules=(0, 7))
+@pytest.mark.goldengate("moe_dispatch", schedules=(7,))
 def test_moe_dispatch_decode(goldengate_run):
     goldengate_run.check()
 
