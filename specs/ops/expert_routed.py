@@ -29,6 +29,8 @@ from specs.tensors import Distribution, TensorSpec
 
 ROW_TILE = 16
 COUNT = "recv_expert_count"
+TIE_WEIGHT = 1.2111663818359375
+"""Times 1e-4 / 127 as the quantiser forms it, in FP32: 2^-20."""
 
 
 def build(config: ModelConfig, deployment: Deployment) -> Op:
@@ -93,6 +95,24 @@ def _cases(config: ModelConfig) -> tuple[Case, ...]:
             tags=("edge",),
         ),
         *_stale_cases(),
+        _ties(),
+    )
+
+
+def _ties() -> Case:
+    """Outputs that are whole multiples of 2^-26, many of them halfway between two BF16 numbers.
+
+    h stays below the quantiser's floor of 1e-4, so the scale of every row is 1e-4 / 127 whatever its last bits are; the
+    routing weight makes that 2^-20 exactly.
+    """
+    return Case(
+        "bf16_ties",
+        {
+            "recv_x": ReceivedQ8(COUNT, Normal(std=2.5e-3)),
+            "recv_weights": ReceivedRows(COUNT, Constant(TIE_WEIGHT)),
+            "routed_w2_scale": Constant(2.0**-6),
+        },
+        tags=("edge", "rounding"),
     )
 
 

@@ -14,6 +14,7 @@ from specs.tensors import Distribution, TensorSpec
 
 NORMAL = Normal()
 BIG_CODE = 113.5
+TIE_SCALE = 1.2111663818359375 * 2.0**-6  # times 1e-4 / 127 as the quantiser forms it, in FP32: 2^-26
 """Mean of the codes 100 to 127 of the case with large accumulators."""
 
 
@@ -87,6 +88,12 @@ def _cases(config: ModelConfig) -> tuple[Case, ...]:
         # Rows whose amax is at, just below and far below the quantiser's floor of 1e-4.
         Case("tiny_amax", {"x_local_i8": Q8(Rows(NORMAL, tiny))}, tags=("edge", "magnitude")),
         _large_accumulators(config),
+        # Far below the quantiser's floor: row and column scale make 2^-26, and many outputs halves of a BF16 step.
+        Case(
+            "bf16_ties",
+            {"x_local_i8": Q8(Normal(std=2.0**-8)), "shared_w2_scale": Constant(TIE_SCALE)},
+            tags=("edge", "rounding"),
+        ),
     )
 
 
