@@ -22,12 +22,13 @@ from harness.compare import FAIL, PASS
 from harness.devices import get_device
 from harness.devices.base import KernelRefused
 from harness.errors import UsageError
-from harness.execute import execute
+from harness.execute import execute, sensible_jobs
 from harness.files import writable
 from harness.foreign import command as run_file
 from harness.gate import command as gate
 from harness.mutate import command as mutate
 from harness.recording import recording
+from harness.reporting import command as reporting
 from harness.run import Run
 from harness.selection import Selection, expand, kernel_file, numbers, override
 from harness.tolerances import DEFAULT_PATH, load_tolerances
@@ -86,7 +87,7 @@ def build_parser() -> _Parser:
     verify.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
     verify.add_argument("--json", metavar="FILE", help="write every figure of every run")
     verify.add_argument("--record", metavar="DIR-or-URL", help="append the results to this store")
-    verify.add_argument("-j", "--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    verify.add_argument("-j", "--jobs", type=_positive, metavar="N", help="processes (default: by runs and cores)")
     verify.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first failure")
     verify.add_argument("-v", "--verbose", action="store_true", help="a row per run, all failures and notes")
 
@@ -136,6 +137,7 @@ def build_parser() -> _Parser:
     capacity.add_arguments(commands.add_parser("capacity", help="receive depth that each routing of the MoE needs"))
     mutate.add_arguments(commands.add_parser("mutate", help="make kernels wrong and count what the gate rejects"))
     gate.add_arguments(commands.add_parser("gate", help="judge what a change affects: what CI calls"))
+    reporting.add_arguments(commands.add_parser("report", help="what recorded results say: one page, or Markdown"))
     run_file.add_arguments(commands.add_parser("run-file", help="run a kernel script unmodified on the emulator"))
     return parser
 
@@ -229,7 +231,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     )
     with writable(arguments.json) as json_file, recording(arguments.record) as record:
         start = time.perf_counter()
-        verdicts = _with_progress(runs, arguments.jobs, arguments.exitfirst, record)
+        jobs = arguments.jobs or sensible_jobs(len(runs))
+        verdicts = _with_progress(runs, jobs, arguments.exitfirst, record)
         _print_verdicts(verdicts, time.perf_counter() - start, arguments.verbose)
         for reason in left_out:
             print(f"left out: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from harness.verify import Session, Verdict
 from specs.errors import SpecError
 
 _BATCH = 16
+_MANY = 40
 
 
 def execute(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict]:
@@ -84,6 +86,14 @@ def _each(batch: list[Run]) -> list[Verdict | Refused]:
         except (UsageError, SpecError, GoldenInputError) as error:
             results.append(Refused(run, str(error)))
     return results
+
+
+def sensible_jobs(runs: int) -> int:
+    """Processes for so many runs: one where starting others would take longer than it saves, else one per core.
+
+    A FLASH run may hold several GiB, so not more than four.
+    """
+    return 1 if runs < _MANY else min(os.cpu_count() or 1, 4)
 
 
 def batches(runs: Sequence[Run]) -> list[list[Run]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import report
 from harness.errors import UsageError
+from harness.execute import sensible_jobs
 from harness.files import writable
 from harness.gate.annotations import STYLES, messages
 from harness.gate.config import load_config
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--junit", metavar="FILE", help="write JUnit XML")
     parser.add_argument("--markdown", metavar="FILE", help="write a summary for a pull request")
     parser.add_argument("--jsonl", metavar="FILE", help="write one JSON record per run")
-    parser.add_argument("--annotate", choices=STYLES, help="messages at file and line (default: github in its CI)")
-    parser.add_argument("-j", "--jobs", type=int, choices=range(1, 257), default=1, metavar="N", help="processes")
+    parser.add_argument("--annotate", choices=STYLES, default="none", help="messages at file and line (default: none)")
+    parser.add_argument("-j", "--jobs", type=int, choices=range(1, 257), metavar="N", help="processes")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     names = (arguments.junit, arguments.markdown, arguments.jsonl)
     with writable(names[0]) as junit, writable(names[1]) as markdown, writable(names[2]) as jsonl:
         with recording(arguments.record) as record:
-            outcome = work_through(work, arguments.jobs, arguments.budget, record, _progress)
+            jobs = arguments.jobs or sensible_jobs(len(work.runs))
+            outcome = work_through(work, jobs, arguments.budget, record, _progress)
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)
         if arguments.record is not None and outcome.verdicts:
@@ -77,9 +78,7 @@ def exit_code(outcome: Outcome, *, fail_on_drift: bool) -> int:
     return UNVERIFIED if outcome.unverified or outcome.unjudged else PASSED
 
 
-def _say(outcome: Outcome, style: str | None, root: Path) -> None:
-    if style is None:
-        style = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "none"
+def _say(outcome: Outcome, style: str, root: Path) -> None:
     if outcome.verdicts:
         print(report.table(outcome.verdicts) + "\n")
     for verdict in outcome.failed[:5]:
