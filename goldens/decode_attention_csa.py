@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from goldens.attention_layers import (
+from goldens.checks import expect
+from goldens.decode_compressor_ratio4 import decode_compressor_ratio4
+from goldens.decode_indexer import decode_indexer
+from goldens.decode_sparse_attn_csa import decode_sparse_attn_csa
+from goldens.numerics.attention_layers import (
     INPUT_STAGES,
     PROJECTION_STAGES,
     Chain,
@@ -19,10 +23,6 @@ from goldens.attention_layers import (
     group_starts,
     step_positions,
 )
-from goldens.checks import expect
-from goldens.decode_compressor_ratio4 import decode_compressor_ratio4
-from goldens.decode_indexer import decode_indexer
-from goldens.decode_sparse_attn_csa import decode_sparse_attn_csa
 from goldens.numerics.rope import half_rows
 from goldens.numerics.visibility import BLOCK, csa_columns, csa_window
 

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from goldens.attention_layers import (
+from goldens.checks import expect
+from goldens.decode_compressor_ratio128 import decode_compressor_ratio128
+from goldens.decode_sparse_attn_hca import decode_sparse_attn_hca
+from goldens.numerics.attention_layers import (
     INPUT_STAGES,
     PROJECTION_STAGES,
     Chain,
@@ -17,9 +20,6 @@ from goldens.attention_layers import (
     group_starts,
     step_positions,
 )
-from goldens.checks import expect
-from goldens.decode_compressor_ratio128 import decode_compressor_ratio128
-from goldens.decode_sparse_attn_hca import decode_sparse_attn_hca
 from goldens.numerics.rope import half_rows
 from goldens.numerics.visibility import hca_list
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from goldens.attention_layers import (
+from goldens.checks import expect
+from goldens.decode_sparse_attn_swa import decode_sparse_attn_swa
+from goldens.numerics.attention_layers import (
     INPUT_STAGES,
     PROJECTION_STAGES,
     Chain,
@@ -16,8 +18,6 @@ from goldens.attention_layers import (
     attention_result,
     step_positions,
 )
-from goldens.checks import expect
-from goldens.decode_sparse_attn_swa import decode_sparse_attn_swa
 from goldens.numerics.visibility import window_bias
 
 OP = "decode_attention_swa"
