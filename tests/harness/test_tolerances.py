@@ -102,4 +102,6 @@ def test_the_shipped_file_covers_every_output_of_every_op():
     entries = load_tolerances(DEFAULT_PATH)
     assert sorted(entries) == all_ops()
     for name in all_ops():
-        assert list(entries[name]) == [spec.name for spec in load_op(name).outputs]
+        op = load_op(name)
+        outputs = {spec.name for spec in op.outputs}
+        assert outputs <= set(entries[name]) <= outputs | set(op.stages)

@@ -36,6 +36,19 @@ REFERENCE = {
     ("qkv_proj_rope", "qr"): lambda a, e: reference.ratio_allclose(a, e, atol=1, rtol=0, ratio=0.0),
     ("qkv_proj_rope", "qr_scale"): lambda a, e: reference.ratio_allclose(a, e, atol=2.5e-5, rtol=5e-3, ratio=0.005),
 }
+ATTENTION = ("decode_sparse_attn_csa", "decode_sparse_attn_hca", "decode_sparse_attn_swa")
+LAYERS = {"decode_attention_swa": 3e-3, "decode_attention_hca": 3e-3, "decode_attention_csa": 4e-3}
+REFERENCE |= {
+    (op, "attn_out"): lambda a, e: reference.ratio_allclose(a, e, atol=1e-4, rtol=1 / 128, ratio=0.005)
+    for op in ATTENTION
+}
+REFERENCE |= {
+    (op, "kv_cache"): lambda a, e: reference.ratio_allclose(a, e, atol=1e-4, rtol=1 / 128, ratio=0.005) for op in LAYERS
+}
+REFERENCE |= {
+    (op, "x_out"): lambda a, e, thd=thd: reference.ratio_reldiff(a, e, diff_thd=thd, pct_thd=0.008)
+    for op, thd in LAYERS.items()
+}
 
 
 def golden(op, output, generator):
@@ -59,6 +72,9 @@ def golden(op, output, generator):
         "kv": lambda: (0.58 * normal(T, 512)).bfloat16(),
         "qr": lambda: (44 * normal(T, 1024)).round().clamp(-127, 127).to(torch.int8),
         "qr_scale": lambda: 0.013 + 0.001 * normal(T, 1),
+        "attn_out": lambda: (0.15 * normal(T, D)).bfloat16(),
+        "x_out": lambda: (0.5 * normal(T, D)).bfloat16(),
+        "kv_cache": lambda: normal(T, 512).bfloat16(),
         "logits": lambda: 0.1 * normal(T, D),
         "hidden_states_out": lambda: normal(T, D).bfloat16(),
         # 32 active rows only: the reference's budget counts all 2048 rows of the buffer, so it is looser still.
