@@ -28,9 +28,6 @@ CSA_STARTS = (LONG, 0, 3, 7, 127, 128, 255, 511)
 WINDOW_STARTS = (126, 127, 128, 129, 0, 1, 2, 254)
 """Around the first full window and its wrap: for S = 2 a step that straddles it comes first."""
 
-BOUNDARY_STARTS = (3, 4, 6, 383, 511, 255, 2, LAST)
-"""Steps that close a group of 4 or 128, or stop one short of it."""
-
 LONG_STARTS = (LAST, 8191, 4095, 2051, 2050, 2049, 2048, 2047)
 """The end of the range, and where as many slots of ratio 4 are visible as FLASH selects, give or take one."""
 

@@ -27,7 +27,7 @@ from specs.distributions import (
     WindowSlots,
 )
 from specs.distributions.attention import PooledQ8
-from specs.distributions.positions import Starts, mixed_starts
+from specs.distributions.positions import Starts
 from specs.model import Deployment, ModelConfig
 from specs.paging import BLOCK_SIZE, paging
 from specs.registry import Case, Inputs, Masks, Op, all_defined
@@ -162,8 +162,3 @@ def pooled_rows(op: Op, inputs: Inputs, rows: dict[str, tuple[str, int]]) -> Mas
         mask[:, 0] = (slots.view(batch, seq) >= 0).any(dim=1, keepdim=True)
         masks[stage] = mask
     return masks
-
-
-def default_starts(config: ModelConfig, deployment: Deployment, ratio: int) -> Starts:
-    """Starts of the default case: most requests close a group in this step."""
-    return mixed_starts(config, deployment, ratio)

@@ -122,24 +122,22 @@ class PageTable:
 
     starts, rows   where the requests stand, and positions per row of this pool (0: the table has no holes). Logical
                    pages that the request has not reached by the end of the step hold -1.
-    ring           columns repeat a request's physical pages, as many as the pool has for it
     """
 
     pages: int
     starts: tuple[int, ...] = ()
     rows: int = 0
-    ring: bool = False
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """INT32. Raises SpecError for a pool of too few pages."""
         batch, columns = spec.shape
         each = self.pages // batch
-        if each < columns and not self.ring:
+        if each < columns:
             raise SpecError(f"{ctx.op}.{spec.name}: {columns} columns need {batch * columns} pages, not {self.pages}")
         order = torch.from_numpy(ctx.rng(spec.name).permutation(self.pages)).int()
-        table = order[: batch * each].reshape(batch, each)[:, torch.arange(columns) % each]
+        table = order[: batch * columns].reshape(batch, columns)
         if not self.rows:
-            return table.contiguous()
+            return table
         reached = (step_positions(self.starts, ctx)[:, -1] + 1) // self.rows  # rows in the pool after this step
         holes = torch.arange(columns) * BLOCK >= reached.unsqueeze(1)
         return table.masked_fill(holes, UNNAMED_PAGE)

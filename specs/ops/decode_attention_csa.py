@@ -7,7 +7,6 @@ import math
 import torch
 
 from specs.attention_layers import (
-    default_starts,
     input_tensors,
     layer_cases,
     layer_parameters,
@@ -36,7 +35,7 @@ from specs.distributions import (
     VisibleLengths,
     WindowSlots,
 )
-from specs.distributions.positions import csa_starts, legal
+from specs.distributions.positions import csa_starts, legal, mixed_starts
 from specs.model import Deployment, ModelConfig
 from specs.paging import paging
 from specs.registry import Case, Inputs, Masks, Op
@@ -96,7 +95,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
             slot_tensor("idx_slot_mapping", deployment, CompressedSlots(KEY_TABLE, RATIO)),
             slot_tensor("state_slot_mapping", deployment, StateSlots(STATE_TABLE, CSA_MAIN.page)),
             slot_tensor("inner_state_slot_mapping", deployment, StateSlots(INNER_TABLE, CSA_INNER.page)),
-            position_tensor(config, deployment, default_starts(config, deployment, RATIO)),
+            position_tensor(config, deployment, mixed_starts(config, deployment, RATIO)),
             length_tensor(deployment),
             *output_tensors(config, deployment),
         ),

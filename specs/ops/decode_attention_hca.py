@@ -7,7 +7,6 @@ import torch
 from goldens.numerics.visibility import hca_slots
 from specs.attention import require_whole_tail
 from specs.attention_layers import (
-    default_starts,
     input_tensors,
     layer_cases,
     layer_parameters,
@@ -30,7 +29,7 @@ from specs.distributions import (
     VisibleLengths,
     WindowSlots,
 )
-from specs.distributions.positions import hca_starts
+from specs.distributions.positions import hca_starts, mixed_starts
 from specs.model import Deployment, ModelConfig
 from specs.paging import paging
 from specs.registry import Case, Inputs, Masks, Op
@@ -69,7 +68,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
             slot_tensor("ori_slot_mapping", deployment, WindowSlots(TABLE)),
             slot_tensor("cmp_slot_mapping", deployment, CompressedSlots(POOL_TABLE, RATIO)),
             slot_tensor("state_slot_mapping", deployment, StateSlots(STATE_TABLE, HCA_MAIN.page)),
-            position_tensor(config, deployment, default_starts(config, deployment, RATIO)),
+            position_tensor(config, deployment, mixed_starts(config, deployment, RATIO)),
             length_tensor(deployment),
             *output_tensors(config, deployment),
         ),

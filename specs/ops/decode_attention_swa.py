@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from specs.attention_layers import (
-    default_starts,
     input_tensors,
     layer_cases,
     layer_parameters,
@@ -17,7 +16,7 @@ from specs.attention_layers import (
     written_rows,
 )
 from specs.distributions import SWA_LAYER0, Constant, Integers, WindowSlots
-from specs.distributions.positions import swa_starts
+from specs.distributions.positions import mixed_starts, swa_starts
 from specs.model import Deployment, ModelConfig
 from specs.paging import BLOCK_SIZE, paging
 from specs.registry import Inputs, Masks, Op
@@ -54,7 +53,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
             *input_tensors(config, deployment, SWA_LAYER0, RATIO),
             *ring_tensors(config, deployment, TABLE),
             slot_tensor("ori_slot_mapping", deployment, WindowSlots(TABLE)),
-            position_tensor(config, deployment, default_starts(config, deployment, 128)),
+            position_tensor(config, deployment, mixed_starts(config, deployment, 128)),
             TensorSpec("cmp_kv", pool, torch.bfloat16, Constant(torch.nan), "in"),
             TensorSpec("cmp_block_table", table, torch.int32, stale, "in"),
             *output_tensors(config, deployment),
