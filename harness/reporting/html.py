@@ -58,7 +58,7 @@ def _facts(report: Report) -> Markup:
         (words.headroom(max(used, default=None)), "least headroom of a pass"),
     ]
     if report.mutants is not None:
-        shown.append((words.share(report.mutants.total.rate), "mutants killed"))
+        shown.append((words.rate(report.mutants.total.rate), "mutants killed"))
     if report.alarms is not None:
         runs, failed = sum(a.runs for a in report.alarms), sum(a.failed for a in report.alarms)
         shown.append((f"{failed:,} / {runs:,}", "false alarms"))
@@ -208,8 +208,8 @@ def _mutants(table: MutantTable) -> Markup:
         counts = (kills.killed, kills.survived, kills.equivalent, kills.refused)
         said = [kills.gates.get(gate, (0, 0)) for gate in gates]
         return kills.name, (
-            *(f"{value:,}" for value in counts), words.share(kills.rate),
-            *(words.share(a / b) if b else "–" for a, b in said),
+            *(f"{value:,}" for value in counts), words.rate(kills.rate),
+            *(words.rate(a / b if b else None) for a, b in said),
         )  # fmt: skip
 
     tables = [

@@ -21,9 +21,9 @@ def markdown(report: Report) -> str:
         parts += _moved(moved)
     hidden = max(len(report.failing) - _SHOWN, 0) + max(len(report.moved) - _SHOWN, 0)
     parts += [f"… and {hidden} more", ""] if hidden else []
-    parts += [f"Unverified: {', '.join(report.unverified)}.", ""] if report.unverified else []
+    parts += [f"Unverified: {_plain(', '.join(report.unverified))}.", ""] if report.unverified else []
     if report.fixed:
-        parts += [f"- ✅ {change.key}: passes since {change.since} UTC" for change in report.fixed[:_SHOWN]] + [""]
+        parts += [f"- ✅ {_plain(str(c.key))}: passes since {c.since} UTC" for c in report.fixed[:_SHOWN]] + [""]
     parts += _headroom(report) + _quality(report) + _durations(report)
     return "\n".join(parts).rstrip() + "\n"
 
@@ -31,13 +31,13 @@ def markdown(report: Report) -> str:
 def _failing(failing: Failing) -> list[str]:
     rule = f" [{failing.rule}]" if failing.rule else ""
     lines = [
-        f"## ❌ {failing.op} {failing.configuration}: {words.named(failing.output)}",
+        f"## ❌ {_plain(f'{failing.op} {failing.configuration}: {words.named(failing.output)}')}",
         "",
         f"- {_code(failing.reason + rule)}",
         f"- {words.since(failing)}",
-        f"- {words.cases(failing)}",
+        f"- {_plain(words.cases(failing))}",
     ]
-    lines += [f"- first diverging: {failing.diverged}"] if failing.diverged else []
+    lines += [f"- first diverging: {_plain(failing.diverged)}"] if failing.diverged else []
     lines += [f"- bad elements: {describe(failing.axes)}"] if failing.axes else []
     return [*lines, "", _code(failing.command), ""]
 
@@ -46,7 +46,7 @@ def _moved(moved: Moved) -> list[str]:
     first = moved.shifts[0]
     seen = {shift.statistic: shift for shift in reversed(moved.shifts)}
     return [
-        f"## ⚠️ {moved.op} {moved.configuration}: {words.named(moved.output)}",
+        f"## ⚠️ {_plain(f'{moved.op} {moved.configuration}: {words.named(moved.output)}')}",
         "",
         *(f"- {words.shift(shift)}" for shift in reversed(seen.values())),
         f"- since {first.since} UTC, revision {words.revision(first.revision)}, session {first.session}",
@@ -81,7 +81,7 @@ def _quality(report: Report) -> list[str]:
 
 def _kills(kills: Kills) -> tuple[str, ...]:
     counts = (kills.killed, kills.survived, kills.equivalent, kills.refused)
-    return (kills.name, *(f"{value:,}" for value in counts), words.share(kills.rate))
+    return (kills.name, *(f"{value:,}" for value in counts), words.rate(kills.rate))
 
 
 def _durations(report: Report) -> list[str]:
@@ -119,5 +119,5 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line, with no character that would begin a tag."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    """One line, with no character that would begin a tag or code."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("`", "&#96;")

@@ -80,7 +80,7 @@ SELECT v.op, v.configuration, v.label,
        count(*) FILTER (v.is_now) AS runs,
        count(*) FILTER (v.failed AND v.is_now) AS failed,
        min_by({'time': v.time, 'session': v.session, 'revision': v.revision}, v.time)
-           FILTER (v.failed AND v.number > coalesce(p.passed, 0)) AS began,
+           FILTER (v.failed AND (v.is_now OR v.number > coalesce(p.passed, 0))) AS began,
        bool_or(p.passed IS NOT NULL) FILTER (v.failed AND v.is_now) AS ever_passed,
        arg_max({'rule': v.rule, 'reason': v.reason, 'diverged': v.diverged, 'command': v.command, 'bad': v.bad},
                (coalesce(v.used, 0), -epoch(v.time))) FILTER (v.failed AND v.is_now) AS worst

@@ -52,7 +52,8 @@ td { padding: 5px 10px 5px 0; vertical-align: middle; }
 tbody tr + tr > * { border-top: 1px solid var(--line); }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th.n { text-align: right; }
-.rule { color: var(--soft); font-size: 12.5px; font-weight: 400; line-height: 1.35; max-width: 250px; }
+.rule { color: var(--soft); font-size: 12.5px; font-weight: 400; line-height: 1.35;
+  min-width: 190px; max-width: 250px; }
 #headroom caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .chip { display: inline-block; border-radius: 10px; padding: 1px 9px; font-size: 12.5px; font-weight: 650;
   white-space: nowrap; }

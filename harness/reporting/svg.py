@@ -14,7 +14,7 @@ from harness.reporting.markup import Markup, join, tag
 BINS = (f"up to {SWEEP[0]:g}", *(f"{a:g} to {b:g}" for a, b in itertools.pairwise(SWEEP)), "above 1")
 """The bins of relative error |a - e| / max(|a|, |e|)."""
 
-_WIDTH, _HEIGHT, _EDGE = 150, 32, 4
+_WIDTH, _HEIGHT, _EDGE = 124, 32, 4
 _DECADES = 7  # of shares that a histogram shows: one element in ten million has no height
 _CELLS = 64
 

@@ -29,6 +29,11 @@ def share(value: float | None) -> str:
     return f"{percent:.1f} %" if percent >= 0.095 else f"{percent:.2g} %"
 
 
+def rate(value: float | None) -> str:
+    """A share that is near 1 where all is well: `99.3 %`, rounded down so that only all of them is 100 %."""
+    return "–" if value is None else f"{math.floor(1000 * value) / 10:.1f} %"
+
+
 def headroom(used: float | None) -> str:
     """What is left of a tolerance: `69 %`; `none` where all of it and more is used."""
     if used is None:
