@@ -257,6 +257,7 @@ GATHERED = (
         "slot = entry - (WIN + 1)",
         "the first compressed row is numbered WIN + S",
         deployment=MTP,
+        cases=("mixed_topk",),
     ),
     fault(
         CSA,
@@ -265,8 +266,7 @@ GATHERED = (
         "elif entry < WIN + 1:",
         "the second row of a step is taken for a compressed one",
         deployment=MTP,
-        cases=("default",),
-        fault="pl.gather_row",
+        fault="GG501",
     ),
     fault(
         CSA,
@@ -304,15 +304,6 @@ GATHERED = (
         "",
         "lanes without a row hold whatever was on the chip",
         cases=("default", "cold"),
-    ),
-    fault(
-        CSA,
-        "skipped_block_weighs",
-        "no_weight = pl.full([NEUTRAL_HEADS, 1], dtype=pl.FP32, value=0.0)",
-        "no_weight = pl.full([NEUTRAL_HEADS, 1], dtype=pl.FP32, value=1.0)",
-        "a token that sees nothing divides by one too many, one that sees something is as before",
-        cases=("counts",),
-        output="block_sum",
     ),
     fault(
         HCA,
@@ -407,7 +398,7 @@ LAYERS = (
         "-1 means do not write",
         "kv_cache",
         cases=("unstored_rows",),
-        fault="[-1, 0]",
+        fault="negative slice bound",
     ),
     fault(
         LAYER_SWA,
