@@ -19,7 +19,7 @@ and peers return rows in call E only after they have heard this send.
 
 The device has no trap. A source that has more than MAX_PER_SRC routes for an expert sends nothing, publishes zero
 counts and records (source, expert, load, depth) of the lowest such expert in its `overflow` row; zeros say that all
-is well. A receiver records in its own row what a sender without a guard would do to it: a count beyond the lane,
+is well. A receiver records in its own row what a sender without a guard would do to it: a count that no lane holds,
 which it takes as 0, or a key that is no route (source, expert, key, N_ROUTES).
 """
 
@@ -141,16 +141,16 @@ def moe_dispatch_inline(
             if source != my_rank:
                 pld.system.wait(arrived, [source, 0], moe_epoch, cmp=pld.WaitCmp.Ge)
         for source in pl.range(EP_WORLD_SIZE):
-            sent = meta_window[source : source + 1, 0:N_LOCAL]
+            published = meta_window[source : source + 1, 0:N_LOCAL]
             for e in pl.range(N_LOCAL):
-                rows = pl.read(sent, [0, e])
-                if rows > MAX_PER_SRC:
+                number = pl.read(published, [0, e])
+                if number < 0 or number > MAX_PER_SRC:
                     pl.write(overflow, [0], pl.cast(source, pl.INT32))
                     pl.write(overflow, [1], pl.cast(my_rank * N_LOCAL + e, pl.INT32))
-                    pl.write(overflow, [2], rows)
+                    pl.write(overflow, [2], number)
                     pl.write(overflow, [3], pl.const(MAX_PER_SRC, pl.INT32))
-                    pl.write(sent, [0, e], pl.const(0, pl.INT32))
-            recv_meta[source : source + 1, 0:N_LOCAL] = sent
+                    pl.write(published, [0, e], pl.const(0, pl.INT32))
+            recv_meta[source : source + 1, 0:N_LOCAL] = published
 
     for e in pl.spmd(N_LOCAL, name_hint="moe_gather"):
         base = pl.const(0, pl.INT32)
@@ -162,11 +162,11 @@ def moe_dispatch_inline(
                 column = base + i * ROWS
                 row = e * RECV_MAX + column
                 x_rows[row : row + ROWS, 0:D] = pl.slice(recv_x, [ROWS, D], [first, 0], valid_shape=[rows, D])
-                aux = pl.transpose(pl.slice(recv_aux, [ROWS, LANES], [first, 0], valid_shape=[rows, LANES]), 0, 1)
-                key = pl.transpose(pl.slice(recv_route, [ROWS, LANES], [first, 0], valid_shape=[rows, LANES]), 0, 1)
-                recv_scale_out[e : e + 1, column : column + ROWS] = aux[0:1, 0:ROWS]
-                recv_w_out[e : e + 1, column : column + ROWS] = aux[1:2, 0:ROWS]
-                recv_r_route_out[e : e + 1, column : column + ROWS] = key[0:1, 0:ROWS]
+                side = pl.transpose(pl.slice(recv_aux, [ROWS, LANES], [first, 0], valid_shape=[rows, LANES]), 0, 1)
+                routes = pl.transpose(pl.slice(recv_route, [ROWS, LANES], [first, 0], valid_shape=[rows, LANES]), 0, 1)
+                recv_scale_out[e : e + 1, column : column + ROWS] = side[0:1, 0:ROWS]
+                recv_w_out[e : e + 1, column : column + ROWS] = side[1:2, 0:ROWS]
+                recv_r_route_out[e : e + 1, column : column + ROWS] = routes[0:1, 0:ROWS]
             base = base + count
         pl.write(recv_count_out, [e, 0], base)
 

@@ -134,8 +134,8 @@ DISPATCH = (
     ),
     dispatch(
         "scale_and_weight_exchanged",
-        "recv_w_out[e : e + 1, column : column + ROWS] = aux[1:2, 0:ROWS]",
-        "recv_w_out[e : e + 1, column : column + ROWS] = aux[0:1, 0:ROWS]",
+        "recv_w_out[e : e + 1, column : column + ROWS] = side[1:2, 0:ROWS]",
+        "recv_w_out[e : e + 1, column : column + ROWS] = side[0:1, 0:ROWS]",
         "recv_w_out",
         "the weight column is the scale's",
     ),

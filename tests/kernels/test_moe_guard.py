@@ -99,20 +99,21 @@ def test_without_the_guard_rows_leave_their_lane(tmp_path: Path) -> None:
         run(kernel, inputs, 0)
 
 
-def test_a_receiver_takes_no_count_beyond_the_lane(tmp_path: Path) -> None:
-    """Rank 1 publishes 9 rows for the first expert of every rank, without having sent them."""
+@pytest.mark.parametrize("count", [9, -1])
+def test_a_receiver_takes_no_count_that_a_lane_cannot_hold(count: int, tmp_path: Path) -> None:
+    """Rank 1 publishes a count for the first expert of every rank, without having sent a row."""
     op = load_op("moe_dispatch", ep_world_size=RANKS)
     lying = "0:N_LOCAL] = loads"
     path = planted(
         tmp_path,
         f"            counts[peer : peer + 1, {lying}",
-        "            if my_rank == 1:\n                pl.write(loads, [0, 0], pl.const(9, pl.INT32))\n"
+        f"            if my_rank == 1:\n                pl.write(loads, [0, 0], pl.const({count}, pl.INT32))\n"
         f"            counts[peer : peer + 1, {lying}",
     )
     inputs = op.inputs() | {"num_tokens": torch.zeros(RANKS, 1, dtype=torch.int32)}
     result = run(load_dispatch(op, path=path), inputs, 0)
     first = [rank * op.deployment.local_experts(op.config) for rank in range(RANKS)]
-    assert result.outputs["overflow"].tolist() == [[1, expert, 9, 8] for expert in first]
+    assert result.outputs["overflow"].tolist() == [[1, expert, count, 8] for expert in first]
     assert not result.outputs["recv_meta"].any()
     assert not result.outputs["recv_count_out"].any()
 
