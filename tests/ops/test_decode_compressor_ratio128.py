@@ -1,4 +1,7 @@
-"""decode_compressor_ratio128: every case on the emulator against its golden (contracts/decode_compressor_indexer.md, 3)."""
+"""decode_compressor_ratio128: every case on the emulator against its golden.
+
+Contract: decode_compressor_indexer.md, 3.
+"""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""decode_compressor_ratio4: every case on the emulator against its golden (contracts/decode_compressor_indexer.md, 2)."""
+"""decode_compressor_ratio4: every case on the emulator against its golden.
+
+Contract: decode_compressor_indexer.md, 2.
+"""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""decode_indexer_compressor: every case on the emulator against its golden (contracts/decode_compressor_indexer.md, 4)."""
+"""decode_indexer_compressor: every case on the emulator against its golden.
+
+Contract: decode_compressor_indexer.md, 4.
+"""
 
 import pytest
 
