@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,6 +32,8 @@ from harness.recording import recording
 from harness.reporting import command as reporting
 from harness.run import Run
 from harness.selection import Selection, expand, kernel_file, numbers, override
+from harness.snapshots import command as snapshots
+from harness.snapshots.layouts import LAYOUTS
 from harness.tolerances import DEFAULT_PATH, load_tolerances
 from harness.verify import Verdict
 from specs.errors import SpecError
@@ -85,6 +88,8 @@ def build_parser() -> _Parser:
     verify.add_argument("--lint", choices=("error", "warn"), default="error", help="what findings do")
     verify.add_argument("--checks", choices=("on", "off"), default="on", help="off: no race detector, no warnings")
     verify.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
+    verify.add_argument("--snapshot", metavar="DIR", help="inputs and goldens that `golden --save DIR` wrote")
+    verify.add_argument("--allow-stale", action="store_true", help="snapshots although golden or spec changed since")
     verify.add_argument("--json", metavar="FILE", help="write every figure of every run")
     verify.add_argument("--record", metavar="DIR-or-URL", help="append the results to this store")
     verify.add_argument("-j", "--jobs", type=_positive, metavar="N", help="processes (default: by runs and cores)")
@@ -132,6 +137,11 @@ def build_parser() -> _Parser:
     golden.add_argument("ops", nargs="+", metavar="OP")
     _add_configuration(golden, many=False)
     golden.add_argument("--save", metavar="DIR", help="write inputs and outputs as a snapshot below DIR")
+    golden.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="reference: in/NAME.pt, out/NAME.pt")
+
+    replay = commands.add_parser("replay", help="judge a device against the inputs and golden of snapshots")
+    replay.set_defaults(command=_replay)
+    snapshots.add_arguments(replay, _override)
 
     calibrate.add_arguments(commands.add_parser("calibrate", help="fit tolerances to legal devices"))
     capacity.add_arguments(commands.add_parser("capacity", help="receive depth that each routing of the MoE needs"))
@@ -229,6 +239,21 @@ def _verify(arguments: argparse.Namespace) -> int:
         checks=arguments.checks,
         tolerances=arguments.tolerances,
     )
+    if arguments.snapshot is not None:
+        directory = Path(arguments.snapshot)
+        runs = snapshots.from_snapshots(directory, runs, left_out, all_of_them=arguments.case is not None)
+        runs = [replace(run, allow_stale=arguments.allow_stale) for run in runs]
+    return _judge(runs, arguments, left_out)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    get_device(arguments.device, checks=arguments.checks == "on")
+    load_tolerances(DEFAULT_PATH if arguments.tolerances is None else Path(arguments.tolerances))
+    return _judge(snapshots.runs(arguments), arguments, [])
+
+
+def _judge(runs: Sequence[Run], arguments: argparse.Namespace, left_out: Sequence[str]) -> int:
+    """Run, print and record; the exit code."""
     with writable(arguments.json) as json_file, recording(arguments.record) as record:
         start = time.perf_counter()
         jobs = arguments.jobs or sensible_jobs(len(runs))
@@ -388,7 +413,7 @@ def _fuzz_progress(until: float, show: bool) -> Callable[[Mapping[str, fuzz_modu
 
 def _golden(arguments: argparse.Namespace) -> int:
     from harness.listing import golden_table
-    from harness.snapshots import save_snapshot
+    from harness.snapshots.save import save_snapshot
     from harness.verify import prepare
 
     for run in expand(_selection(arguments)):
@@ -396,7 +421,7 @@ def _golden(arguments: argparse.Namespace) -> int:
         print(f"{run.id}: inputs {timing.inputs:.3f} s, golden {timing.golden:.3f} s")
         print(golden_table(prepared) + "\n")
         if arguments.save is not None:
-            print(f"saved {save_snapshot(Path(arguments.save), run, prepared)}\n")
+            print(f"saved {save_snapshot(Path(arguments.save), run, prepared, arguments.layout)}\n")
     return PASSED
 
 

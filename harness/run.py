@@ -15,7 +15,8 @@ class Run:
     or the only entry. `tiles`: name of a tile set, None for the shipped one. `lint`: "error" fails the run on
     findings of that severity, "warn" only reports them. `checks`: "off" leaves out the emulator's race detector and
     warnings. `tolerances`: path of another tolerances file.
-    `overrides`: (name, value) pairs for `load_op`, sizes and constants that differ from the preset's.
+    `overrides`: (name, value) pairs for `load_op`, sizes and constants that differ from the preset's. `snapshot`:
+    directory that inputs and golden are taken from instead of being made; `allow_stale`: although they may be old.
     """
 
     op: str
@@ -32,6 +33,8 @@ class Run:
     checks: str = "on"
     tolerances: str | None = None
     overrides: tuple[tuple[str, int | float], ...] = ()
+    snapshot: str | None = None
+    allow_stale: bool = False
 
     @property
     def id(self) -> str:
@@ -56,6 +59,8 @@ class Run:
             words += ["--checks", self.checks]
         if self.tolerances is not None:
             words += ["--tolerances", self.tolerances]
+        if self.snapshot is not None:
+            words += ["--snapshot", self.snapshot, *(["--allow-stale"] if self.allow_stale else [])]
         return shlex.join(words)
 
     @property
@@ -69,7 +74,7 @@ class Run:
     @property
     def inputs_key(self) -> tuple[object, ...]:
         """Runs with one key have the same inputs and golden."""
-        return (self.op, self.preset, self.deployment, self.overrides, self.case, self.seed)
+        return (self.op, self.preset, self.deployment, self.overrides, self.case, self.seed, self.snapshot)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

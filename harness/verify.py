@@ -118,9 +118,14 @@ class Session:
 
 
 def prepare(run: Run) -> tuple[Prepared, Timing]:
-    """Draw the inputs of a run and evaluate its golden. Raises SpecError, GoldenInputError."""
+    """Draw the inputs of a run and evaluate its golden, or take both from its snapshot. Raises SpecError,
+    GoldenInputError, and UsageError for a snapshot that is refused."""
     from specs.registry import load_op
 
+    if run.snapshot is not None:
+        from harness.snapshots.load import prepared_from  # which takes names from here
+
+        return prepared_from(run)
     op = load_op(run.op, run.preset, run.deployment, **dict(run.overrides))
     start = time.perf_counter()
     inputs = op.inputs(run.case, run.seed)
