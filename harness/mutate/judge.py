@@ -166,7 +166,7 @@ def _cause(verdict: Verdict) -> tuple[str, str]:
         how = "fault" if first.startswith("kernel fault") else "input" if "was changed" in first else "finding"
         return how, _short(first)
     judged = {**verdict.outputs, **verdict.stages}
-    name = verdict.diverged or next(n for n, judgement in judged.items() if judgement.status == FAIL)
+    name = next(n for n, judgement in judged.items() if judgement.status == FAIL)
     return "verdict", _short(f"{name}: {judged[name].reason}")
 
 
