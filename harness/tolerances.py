@@ -10,6 +10,7 @@ output, a NaN, a negative number or a wrong type is a UsageError that names file
         max_ulp: 1
         ...                       # the parameters of the comparator, all of them
         given: [x_norm]           # optional: judged against the golden continued from these outputs or stages
+        alone: {compare: …}       # optional, with given: the rule where the device hands back not all of those
         provenance:
           contract: hc_gate_experts.md 3.5
           honest: at most 0.01 % not bit-equal, each within one ULP
@@ -51,13 +52,15 @@ class OpNames:
 
 @dataclass(frozen=True)
 class Entry:
-    """How one output or stage is judged. `given`: outputs and stages of the device that the golden goes on from."""
+    """How one output or stage is judged. `given`: outputs and stages of the device that the golden goes on from;
+    `alone`: the rule where it hands back not all of them, against the golden from the inputs on."""
 
     output: str
     comparator: Comparator
     given: tuple[str, ...]
     provenance: Mapping[str, str]
     line: int
+    alone: Comparator | None = None
 
 
 Tolerances = Mapping[str, Mapping[str, Entry]]
@@ -139,18 +142,28 @@ def _op_entries(path: Path, op: str, body: Any, line: int, known: Mapping[str, O
 
 def _entry(path: Path, where: str, output: str, body: Any, line: int, names: OpNames) -> Entry:
     fields = {str(key): (value, at) for key, value, at in _items(path, body, where, line)}
+    provenance = _provenance(path, where, fields.pop("provenance", (None, line)))
+    given = _given(path, where, fields.pop("given", ([], line)), names)
+    alone, at = fields.pop("alone", (None, line))
+    if alone is not None and not given:
+        raise UsageError(f"{path}:{at}: {where}.alone stands with given only")
+    other = None
+    if alone is not None:
+        other = _rule(path, f"{where}.alone", {str(k): (v, n) for k, v, n in _items(path, alone, where, at)}, at, names)
+    return Entry(output, _rule(path, where, fields, line, names), given, provenance, line, other)
+
+
+def _rule(path: Path, where: str, fields: dict[str, tuple[Any, int]], line: int, names: OpNames) -> Comparator:
     kind, at = fields.pop("compare", (None, line))
     if kind is None:
         raise UsageError(f"{path}:{line}: {where} has no comparator: add `compare: {'|'.join(COMPARATORS)}`")
     if kind not in COMPARATORS:
         raise UsageError(f"{path}:{at}: unknown comparator {kind!r}{did_you_mean(str(kind), list(COMPARATORS))}")
-    provenance = _provenance(path, where, fields.pop("provenance", (None, line)))
-    given = _given(path, where, fields.pop("given", ([], line)), names)
     comparator = _comparator(path, where, COMPARATORS[kind], fields, line)
     for stage in comparator.stages:
         if stage not in names.stages:
             raise UsageError(f"{path}:{line}: {where} needs stage {stage!r}{did_you_mean(stage, list(names.stages))}")
-    return Entry(output, comparator, given, provenance, line)
+    return comparator
 
 
 def _comparator(
@@ -160,7 +173,7 @@ def _comparator(
     values: dict[str, Any] = {}
     for name, (value, at) in fields.items():
         if name not in declared:
-            known = [*declared, "given", "provenance"]
+            known = [*declared, "given", "alone", "provenance"]
             raise UsageError(f"{path}:{at}: {where}: unknown key {name!r}{did_you_mean(name, known)}")
         values[name] = _typed(path, f"{where}.{name}", value, str(declared[name].type), at)
     required = [name for name, field in declared.items() if field.default is dataclasses.MISSING]

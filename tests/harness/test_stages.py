@@ -150,3 +150,20 @@ def test_what_failed_is_not_what_others_go_on_from() -> None:
     assert judged["qr"].status == FAIL
     assert judged["q"].status == FAIL
     assert judged["kv"].status == PASS
+
+
+def test_a_device_that_tells_no_stage_is_judged_from_the_inputs_on() -> None:
+    """Legal flips of codes that nobody handed back are not excused one by one: their sum has a bound of its own."""
+    prepared, _ = prepare(Run("decode_sparse_attn_swa"))
+    op, entries = prepared.op, load_tolerances()["decode_sparse_attn_swa"]
+    codes = prepared.stages["o_codes"].clone()
+    codes[0, 0] += 1 if int(codes[0, 0]) < 0 else -1
+    outputs = op.golden(prepared.inputs, {}, given={"o_codes": codes})
+    silent = DeviceRun(outputs)
+    judged = judge(op, entries, prepared, silent)
+    assert judged["attn_out"].status == PASS
+    assert "relative L2 of each token <= 0.004 (stage o_packed is not told)" in judged["attn_out"].label
+    wrong = DeviceRun({"attn_out": outputs["attn_out"] * 1.01})
+    assert judge(op, entries, prepared, wrong)["attn_out"].status == FAIL
+    telling = DeviceRun(outputs, intermediates=dict(prepared.stages))
+    assert judge(op, entries, prepared, telling)["attn_out"].status == FAIL
