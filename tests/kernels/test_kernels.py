@@ -77,6 +77,12 @@ def test_the_front_end_accepts(op: str, preset: str, tiles: str) -> None:
         ("lm_head", {"T_MAX": 24}, "T_MAX = 24 is not a multiple of 16"),
         ("lm_head", {"TP_SIZE": 4}, "4 shards of 64640 do not make VOCAB = 129280"),
         ("lm_head", {"VOCAB": 1000, "VOCAB_PER_TP": 500}, "VOCAB_PER_TP = 500 is not a multiple of 16"),
+        ("decode_sparse_attn_swa", {"T": 12}, "T = 12 is not a multiple of 8 up to 16"),
+        ("decode_sparse_attn_csa", {"T": 24}, "T = 24 is not a multiple of 8 up to 16"),
+        ("decode_sparse_attn_hca", {"WIN": 256}, "a window of 256 rows is not one page of 128"),
+        ("decode_sparse_attn_swa", {"NOPE_DIM": 384}, "NOPE_DIM = 384 and ROPE_DIM = 64 do not fill 512"),
+        ("decode_sparse_attn_swa", {"N_HEADS": 60}, "60 heads do not make 8 groups"),
+        ("decode_sparse_attn_swa", {"N_HEADS": 72}, "a batch of 24 heads is not a multiple of 16"),
     ],
 )
 def test_rejects_sizes_that_would_lose_a_tail(op: str, sizes: dict[str, int], reason: str) -> None:
