@@ -124,7 +124,7 @@ def _needs(
     for number, (run, record) in enumerate(observed(judged, tolerances, journal), 1):
         problems += [f"{run.command}: {problem}" for problem in record["problems"]]
         for output, observation in record["outputs"].items():
-            seen.setdefault((run.op, output), []).append(observation)
+            seen.setdefault((run.op, output), []).append({**observation, "case": f"{run.preset}/{run.case}"})
         _progress(f"{number}/{total} {run.id}", number % _EVERY == 0)
     _progress("")
     return {key: fitting.gathered(observations) for key, observations in seen.items()}, problems

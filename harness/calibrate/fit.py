@@ -2,7 +2,7 @@
 
 The share of a `close` limit is scaled as a whole, so that its absolute and its relative part keep their proportion.
 Steps are whole and take no margin: a value that is legally carried across a rounding boundary lands one step further,
-and not two. The share of elements that may differ is that of the whole ensemble times the margin; where none differed,
+and not two. The share of elements that may differ is that of the case with most, times the margin; where none differed,
 three in all its elements, the upper end of a 95 % confidence interval. The points that a small output may have are the
 count that an honest one exceeds once in 10^5 runs. What the ensemble says nothing about is left as it is.
 """
@@ -27,7 +27,8 @@ _LEAST_CLOSE = 2.0**-23  # one step of FP32, relative
 class Need:
     """What the ensemble needed of one output. `runs`: those that compared an element; `failed`: under the tolerance in
     force; `elements`, `differing`: of all runs whose count says something; `most`: the largest count in one run, by the
-    number of elements that were compared; `need`: largest need per parameter."""
+    number of elements that were compared; `need`: largest need per parameter; `rate`: share that differs in the case
+    where it is largest, since a mean over all cases would hide the one that has most."""
 
     runs: int
     failed: int
@@ -35,12 +36,14 @@ class Need:
     differing: int
     most: Mapping[int, int]
     need: Mapping[str, float]
+    rate: float
 
 
 def gathered(observations: Sequence[Mapping[str, Any]]) -> Need:
     """The figures of one output over an ensemble; observations as in the journal."""
     told = [o for o in observations if o["compared"]]
     counted = [o for o in told if not o.get("spared")]
+    cases = {o.get("case") for o in counted}
     names = dict.fromkeys(name for o in told for name in o["need"])
     return Need(
         runs=len(told),
@@ -52,7 +55,12 @@ def gathered(observations: Sequence[Mapping[str, Any]]) -> Need:
             for size in sorted({o["compared"] for o in counted})
         },
         need={name: max(o["need"].get(name, 0.0) for o in told) for name in names},
+        rate=max((_rate([o for o in counted if o.get("case") == case]) for case in cases), default=0.0),
     )
+
+
+def _rate(observations: Sequence[Mapping[str, Any]]) -> float:
+    return float(sum(o["count"] for o in observations) / sum(o["compared"] for o in observations))
 
 
 @dataclass(frozen=True)
@@ -96,14 +104,14 @@ def fits(op: str, output: str, comparator: Comparator, need: Need, margin: float
             if isinstance(comparator, Ulp)
             else ("max_step", "step_fraction", "step_points")
         )
-        rate = max(need.differing, _RULE_OF_THREE / margin) / need.elements
+        rate = max(need.rate, _RULE_OF_THREE / margin / need.elements)
         allowed = {size: max(rare_count(rate * size), most) for size, most in need.most.items()}
         least = allowed[min(allowed)]
         # Larger outputs need more where the points are too few and the share leaves no room for chance.
         share = max([rate * margin, *(count / size for size, count in allowed.items() if count > least)])
         found = [
             fit(step, need.need.get(step, 0.0), max(need.need.get(step, 0.0), 1.0)),
-            fit(share_name, need.differing / need.elements, rounded_up(min(share, 1.0))),
+            fit(share_name, need.rate, rounded_up(min(share, 1.0))),
             fit(points, max(need.most.values()), least),
         ]
         rms = need.need.get("atol_rms", 0.0)

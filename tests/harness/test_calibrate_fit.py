@@ -87,7 +87,7 @@ def test_an_observer_judges_as_its_comparator() -> None:
 
 
 def need(differing: int = 0, elements: int = 100_000, most: dict[int, int] | None = None, **least: float) -> Need:
-    return Need(100, 0, elements, differing, {1000: 0} if most is None else most, least)
+    return Need(100, 0, elements, differing, {1000: 0} if most is None else most, least, differing / max(elements, 1))
 
 
 def fitted(comparator: Comparator, found: Need, margin: float = 2.0) -> dict[str, float]:
@@ -132,12 +132,12 @@ def test_nothing_is_fitted_where_nothing_was_seen() -> None:
 
 def test_gathers_maxima_and_leaves_out_what_is_spared() -> None:
     runs = [
-        {"status": "pass", "compared": 10, "count": 1, "need": {"limit": 0.5}},
+        {"status": "pass", "compared": 10, "count": 1, "need": {"limit": 0.5}, "case": "quiet"},
         {"status": "fail", "compared": 20, "count": 7, "need": {"limit": 3.0}},
         {"status": "pass", "compared": 20, "count": 20, "need": {}, "spared": True},
         {"status": "empty", "compared": 0, "count": 0, "need": {"limit": 0.0}},
     ]
-    assert gathered(runs) == Need(3, 1, 30, 8, {10: 1, 20: 7}, {"limit": 3.0})
+    assert gathered(runs) == Need(3, 1, 30, 8, {10: 1, 20: 7}, {"limit": 3.0}, 0.35)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1e-4, 0.02, 1.0, 30.0])
