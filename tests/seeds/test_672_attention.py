@@ -1,4 +1,5 @@
-"""Seed #672, retiling of CSA: its claims about the sparse index list, one test per row (moe_and_layers.md 15.2)."""
+"""Seed #672, retiling of CSA: its claims about the sparse index list and the rotation of index
+queries, one test per row (moe_and_layers.md 15.2)."""
 
 from __future__ import annotations
 
@@ -73,3 +74,40 @@ def test_672_3_so_does_the_kernel(deployment: str) -> None:
     found, _ = device_stages(op, inputs, "pr672")
     positions = inputs["position_ids"].view(op.deployment.batch, op.deployment.seq)
     assert found["cmp_sparse_indices"][:, :128].tolist() == reread(positions, 128)
+
+
+def test_672_4_a_sign_may_be_folded_into_the_sine() -> None:
+    """x * (+-1) * s is x * (+-s): negation is exact, for numbers of every magnitude and for infinities and zeros."""
+    patterns = torch.randint(-(2**31), 2**31, (2, 1 << 20), generator=torch.Generator().manual_seed(672))
+    x, sine = patterns.to(torch.int32).view(torch.float32)
+    x[:4], sine[:4] = torch.tensor([0.0, -0.0, torch.inf, 1e-45]), torch.tensor([-0.0, 1.0, -2.0, 0.5])
+    sign = torch.tensor([-1.0, 1.0]).repeat(x.numel() // 2)
+    unfolded, folded = (x * sign) * sine, x * (sine * sign)
+    number = ~unfolded.isnan()
+    assert torch.equal(number, ~folded.isnan())
+    assert int(number.sum()) > x.numel() // 2
+    assert torch.equal(unfolded.view(torch.int32)[number], folded.view(torch.int32)[number])
+
+
+@pytest.mark.parametrize("deployment", ["decode", "decode_mtp"])
+@pytest.mark.parametrize(("heads", "rows"), [(16, 8), (64, 32)])
+def test_672_4_blocks_are_tiles_and_folding_keeps_every_bit(heads: int, rows: int, deployment: str) -> None:
+    """Before: a block per request, the sign on lanes. Since: a block per tile of `rows` heads, the sign in the sine.
+
+    Nothing else depends on the tile set here, so the blocks of both runs differ by those of the rotation alone.
+    """
+    op = load_op("decode_indexer", deployment=deployment, index_n_heads=heads)
+    inputs = op.inputs()
+    device = get_device("emulator")
+    since, before = (
+        device.run(device.load(op.kernel, op.name, op.sizes, tiles), op, dict(inputs), 0)
+        for tiles in ("pr672", "before_pr672")
+    )
+    tiles = op.deployment.tokens * heads // rows
+    assert since.counters["blocks"] - before.counters["blocks"] == tiles - op.deployment.batch
+    masks = op.valid(inputs)
+    for name, found in since.outputs.items():
+        mask = masks[name]
+        wanted = before.outputs[name]
+        defined = torch.ones_like(found, dtype=torch.bool) if mask is None else mask
+        assert torch.equal(found[defined].view(torch.uint8), wanted[defined].view(torch.uint8)), name
