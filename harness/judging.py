@@ -72,10 +72,11 @@ def judge_tensor(
     result: DeviceRun,
     golden: Mapping[str, Tensor],
     taps: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor | None] | None = None,
 ) -> Judgement:
     """One output or stage that the device handed back, by a comparator; of a paged pool the mapped elements, while all
-    others keep their bits."""
-    valid = prepared.valid.get(name)
+    others keep their bits. `masks`: of what is defined, where not those of the prepared golden."""
+    valid = (prepared.valid if masks is None else masks).get(name)
     expected = golden[name] if name in golden else taps[name]
     actual, undefined = told(prepared, result, name), result.undefined.get(name)
     assert actual is not None
@@ -134,44 +135,68 @@ class _Continuation:
     """
 
     def __init__(self, entries: Mapping[str, Entry], prepared: Prepared, result: DeviceRun) -> None:
-        self.prepared = prepared
-        self.device: dict[str, Tensor] = {}
-        for name in dict.fromkeys(name for entry in entries.values() for name in entry.given):
-            actual = told(prepared, result, name)
-            if name in entries and actual is not None:
-                valid, expected = prepared.valid.get(name), _expected(prepared, name)
-                own = actual if valid is None else torch.where(valid, actual, expected)
-                if own.shape == expected.shape and own.dtype == expected.dtype and not torch.equal(own, expected):
-                    self.device[name] = own
+        self.prepared, self.result = prepared, result
+        names = dict.fromkeys(name for entry in entries.values() for name in entry.given)
+        self._names = [name for name in names if name in entries and told(prepared, result, name) is not None]
+        self._valid = prepared.valid
+        self.device = self._own()
         self._evaluated: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    def _own(self) -> dict[str, Tensor]:
+        """What the device told and what differs from the golden, where it is defined."""
+        own: dict[str, Tensor] = {}
+        for name in self._names:
+            actual, expected = told(self.prepared, self.result, name), _expected(self.prepared, name)
+            assert actual is not None
+            valid = self._valid.get(name)
+            stage = actual if valid is None else torch.where(valid, actual, expected)
+            if stage.shape == expected.shape and stage.dtype == expected.dtype and not torch.equal(stage, expected):
+                own[name] = stage
+        return own
 
     def failed(self, name: str) -> None:
         """Take a stage that failed out of what others are given."""
+        if name in self._names:
+            self._names.remove(name)
         if self.device.pop(name, None) is not None:
             self._evaluated = None
 
-    def expected(self, entry: Entry) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """The golden's outputs and stages to judge an entry by."""
+    def expected(
+        self, entry: Entry
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor | None]]:
+        """The golden's outputs and stages to judge an entry by, and what of them is defined."""
         prepared = self.prepared
         given = {name: self.device[name] for name in entry.given if name in self.device}
         if not given:
-            return prepared.golden, prepared.stages
+            return prepared.golden, prepared.stages, prepared.valid
         outputs, stages, computed = self._all_at_once()
         if entry.output not in self.device:
-            return outputs, stages
+            return outputs, stages, self._valid
         if entry.output in computed:
             own = {entry.output: computed[entry.output]}
-            return outputs | own, stages | own
+            return outputs | own, stages | own, self._valid
         stages = {}  # the golden does not note this stage: go on from what comes before it only
-        return prepared.op.golden(prepared.inputs, stages, given=given), stages
+        return prepared.op.golden(prepared.inputs, stages, given=given), stages, self._valid
 
     def _all_at_once(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         if self._evaluated is None:
-            given = Given(self.device)
-            stages: dict[str, Tensor] = {}
-            outputs = self.prepared.op.golden(self.prepared.inputs, stages, given=given)
-            self._evaluated = outputs, stages, given.computed
+            self._evaluated = self._evaluate()
+            valid = self.prepared.op.valid(self.prepared.inputs, self._evaluated[1])
+            if any(not _same(valid.get(name), self._valid.get(name)) for name in self._names):
+                self._valid = valid  # the device's choice among equals defines other elements
+                self.device = self._own()
+                self._evaluated = self._evaluate()
         return self._evaluated
+
+    def _evaluate(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        given = Given(self.device)
+        stages: dict[str, Tensor] = {}
+        outputs = self.prepared.op.golden(self.prepared.inputs, stages, given=given)
+        return outputs, stages, given.computed
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _expected(prepared: Prepared, name: str) -> Tensor:

@@ -58,6 +58,11 @@ def all_defined(op: Op, inputs: Inputs) -> Masks:
     return {spec.name: None for spec in op.outputs}
 
 
+def no_masks(op: Op, inputs: Inputs, stages: Mapping[str, Tensor]) -> Masks:
+    """The stage validity of an op whose masks follow from its inputs."""
+    return {}
+
+
 def no_pools(op: Op, inputs: Inputs) -> Masks:
     """The mapping of an op that has no paged pools."""
     return {}
@@ -77,6 +82,7 @@ class Op:
     kernel       the shipped kernel file, whose entry function has the op's name
     parameters   keyword-only model parameters of the golden
     validity     (op, inputs) -> masks, for `valid`
+    stage_validity   (op, inputs, stages) -> masks of stages that depend on other stages, for `valid`
     mapping      (op, inputs) -> masks, for `mapped`
     refusal      (op, inputs) -> None, called once names, shapes and dtypes fit: raises for values that the op refuses
     world        ranks of a host program; 1 for a kernel of one chip
@@ -89,6 +95,7 @@ class Op:
     cases: tuple[Case, ...]
     parameters: Mapping[str, Number] = field(default_factory=dict)
     validity: Callable[[Op, Inputs], Masks] = all_defined
+    stage_validity: Callable[[Op, Inputs, Mapping[str, Tensor]], Masks] = no_masks
     mapping: Callable[[Op, Inputs], Masks] = no_pools
     refusal: Callable[[Op, Inputs], None] = nothing_refused
     world: int = 1
@@ -181,12 +188,15 @@ class Op:
         outputs: dict[str, Tensor] = golden(**inputs, **self.parameters, taps=taps, **extra)
         return outputs
 
-    def valid(self, inputs: Inputs) -> Masks:
-        """Per output a bool mask of its shape, True where the contract defines the element; None: all are.
+    def valid(self, inputs: Inputs, stages: Mapping[str, Tensor] | None = None) -> Masks:
+        """Per output a bool mask of its shape, True where the contract defines the element; None: all are. Masks of
+        stages may follow.
 
-        Then masks of the stages that are not defined everywhere, if there are any.
+        `stages`: those of a golden that goes on from a device's own: what is defined may depend on them (which rows
+        arrive depends on the ids that the device chose among equals).
         """
-        return self.validity(self, inputs)
+        masks = self.validity(self, inputs)
+        return masks if stages is None else masks | self.stage_validity(self, inputs, stages)
 
     def mapped(self, inputs: Inputs) -> Masks:
         """Per paged pool or state among the outputs a bool mask of its shape, True where this call may write.

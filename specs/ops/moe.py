@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -93,6 +94,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
             "swiglu_limit": config.swiglu_limit,
         },
         validity=_validity,
+        stage_validity=_stage_validity,
         refusal=_refusal,
         world=ranks,
     )
@@ -263,13 +265,21 @@ def _validity(op: Op, inputs: Inputs) -> Masks:
     assert isinstance(num_tokens, int)
     ranks, tokens, hidden = op.world, deployment.tokens, config.hidden_size
     normed = (torch.arange(tokens) < gate.normed_rows(num_tokens, tokens)).reshape(1, -1, 1)
-    counts = _lane_loads(op, inputs).sum(0).reshape(ranks, -1, 1)
-    rows = torch.arange(deployment.recv_max) < counts
     masks: Masks = {spec.name: None for spec in op.outputs}
     for name in ("x_norm", "x_norm_i8"):
         masks[name] = normed.expand(ranks, tokens, hidden)
-    for name in ("recv_scale_out", "recv_w_out", "recv_r_route_out"):
-        masks[name] = rows
+    return masks | _compact_rows(op, _lane_loads(op, inputs).sum(0))
+
+
+def _stage_validity(op: Op, inputs: Inputs, stages: Mapping[str, Tensor]) -> Masks:
+    """Compact rows as they arrive by the ids that the device chose."""
+    return _compact_rows(op, stages["recv_count_out"])
+
+
+def _compact_rows(op: Op, counts: Tensor) -> Masks:
+    """Masks of the compact rows below `counts`, one per expert of all ranks."""
+    rows = torch.arange(op.deployment.recv_max) < counts.reshape(op.world, -1, 1)
+    masks: Masks = dict.fromkeys(("recv_scale_out", "recv_w_out", "recv_r_route_out"), rows)
     for name in ("recv_x_out", "recv_y"):
-        masks[name] = rows.unsqueeze(3).expand(*rows.shape, hidden)
+        masks[name] = rows.unsqueeze(3).expand(*rows.shape, op.config.hidden_size)
     return masks

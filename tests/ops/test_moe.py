@@ -30,6 +30,14 @@ def test_moe_fewer_ranks(ranks, case):
     assert verdict.status == PASS, failure_text(verdict)
 
 
+def test_moe_rows_that_arrive_by_the_devices_choice_among_equals_are_defined():
+    """All scores tie and schedule 2 draws other ids than the golden: other compact rows are then in use."""
+    run = Run("moe", case="score_ties_all", schedule=2, overrides=(("ep_world_size", 2),))
+    verdict = Session(get_device("emulator"), load_tolerances()).verify(run)
+    assert verdict.status == PASS, failure_text(verdict)
+    assert verdict.stages["indices"].metrics.differing > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 @pytest.mark.parametrize("case", [case.name for case in load_op("moe").cases if not case.invalid])
