@@ -8,7 +8,7 @@ Either way every bit of a tensor is kept, and a view is stored without the rest 
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -60,8 +60,10 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 def _load_pt(path: Path) -> Tensor:
     """A tensor that torch.save wrote; nothing in the file is executed."""
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other protocols, before they are refused
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is no tensor
         raise UsageError(f"{path} cannot be read: {_first_line(error)}") from error
     if not isinstance(value, Tensor):
         raise UsageError(f"{path} holds a {type(value).__name__}, not a tensor")

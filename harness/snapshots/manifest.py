@@ -49,11 +49,11 @@ def write_manifest(
         "config": {"model": asdict(op.config), "deployment": asdict(op.deployment)},
         "scalars": dict(scalars),
         "stages": list(stages),
-        "tensors": [
-            {"name": spec.name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch."),
-             "role": spec.role, "distribution": repr(chosen.get(spec.name, spec.init))}
+        "tensors": {
+            spec.name: {"shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch."),
+                        "role": spec.role, "distribution": repr(chosen.get(spec.name, spec.init))}
             for spec in op.signature if isinstance(spec, TensorSpec)
-        ],
+        },
         "files": {name: _content(directory / name) for name in files},
         "sources": sources(run.op, ROOT),
         "versions": versions(),

@@ -189,7 +189,7 @@ def test_list_and_golden(capsys, tmp_path):
     snapshot = tmp_path / "rms_norm-tiny-decode-default-seed0"
     manifest = json.loads((snapshot / "manifest.json").read_text())
     assert manifest["tensors"]["x_normed"]["role"] == "out"
-    assert set(manifest["sha256"]) == {"in.safetensors", "out.safetensors"}
+    assert set(manifest["files"]) == {"in.safetensors", "out.safetensors", "stages.safetensors"}
     from safetensors.torch import load_file
 
     from specs.registry import load_op
