@@ -1,19 +1,23 @@
 """What the decode attention ops share: the regimes of positions their cases cover, and what they refuse.
 
-contracts/decode_attention.md 0.2 and A.2. A set of starts serves every preset: specs.distributions.attention says how
+contracts/decode_attention.md 0.2 and A.2. A set of starts serves every preset: specs.distributions.positions says how
 it is folded into the positions there are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from goldens.numerics.visibility import BLOCK
-from specs.distributions import Constant, MatchingScale, Normal, PooledNormal
-from specs.distributions.attention import LONG, PageTable, PooledQ8, RopeAtStarts, UnitRows
+from specs.distributions import Constant, KvTable, MatchingScale, Normal, PooledNormal, RopeAt, Rows, Uniform
+from specs.distributions.attention import DominantRow, Entries, PooledQ8, UnitRows
+from specs.distributions.positions import LONG, Starts
 from specs.errors import SpecError
 from specs.model import Deployment, ModelConfig
 from specs.paging import paging
+from specs.registry import Case
 from specs.requirements import require_between, require_decode, require_multiple
 from specs.tensors import Distribution, TensorSpec
 
@@ -56,30 +60,28 @@ def require_whole_tail(op: str, config: ModelConfig) -> None:
         )
 
 
-def kv_tensors(config: ModelConfig, deployment: Deployment, compressed_pages: PageTable) -> tuple[TensorSpec, ...]:
+def kv_tensors(config: ModelConfig, deployment: Deployment, compressed_pages: KvTable) -> tuple[TensorSpec, ...]:
     """The first six parameters of sparse attention: queries, ring, overlay and compressed pool, rows of unit RMS."""
     pages, batch, head_dim = paging(config, deployment), deployment.batch, config.head_dim
     bf16, int32 = torch.bfloat16, torch.int32
     return (
         TensorSpec("q", (deployment.tokens, config.num_attention_heads, head_dim), bf16, UnitRows(), "in"),
         TensorSpec("ori_kv", (pages.ori_block_num, BLOCK, 1, head_dim), bf16, UnitRows(), "in"),
-        TensorSpec("ori_block_table", (batch, pages.ori_max_blocks), int32, PageTable(pages.ori_block_num), "in"),
+        TensorSpec("ori_block_table", (batch, pages.ori_max_blocks), int32, KvTable(1), "in"),
         TensorSpec("mtp_kv_overlay", (deployment.tokens, head_dim), bf16, UnitRows(), "in"),
         TensorSpec("cmp_kv", (pages.cmp_block_num, BLOCK, 1, head_dim), bf16, UnitRows(), "in"),
         TensorSpec("cmp_block_table", (batch, pages.cmp_max_blocks), int32, compressed_pages, "in"),
     )
 
 
-def output_tensors(
-    config: ModelConfig, deployment: Deployment, ratio: int, starts: tuple[int, ...]
-) -> tuple[TensorSpec, ...]:
+def output_tensors(config: ModelConfig, deployment: Deployment, ratio: int, starts: Starts) -> tuple[TensorSpec, ...]:
     """The last parameters of sparse attention: sinks, rotary rows of the tokens, output projection, attn_out."""
     rope = (deployment.tokens, config.qk_rope_head_dim)
     bf16 = torch.bfloat16
     return (
         TensorSpec("attn_sink", (config.num_attention_heads,), torch.float32, Normal(std=2.0), "in"),
-        TensorSpec("freqs_cos", rope, bf16, RopeAtStarts("cos", ratio, starts), "in"),
-        TensorSpec("freqs_sin", rope, bf16, RopeAtStarts("sin", ratio, starts), "in"),
+        TensorSpec("freqs_cos", rope, bf16, RopeAt("cos", ratio, "token", starts), "in"),
+        TensorSpec("freqs_sin", rope, bf16, RopeAt("sin", ratio, "token", starts), "in"),
         *projection_tensors(config),
         TensorSpec("attn_out", (deployment.tokens, config.hidden_size), bf16, None, "out"),
     )
@@ -96,9 +98,47 @@ def projection_tensors(config: ModelConfig) -> tuple[TensorSpec, ...]:
     )
 
 
-def rope_at(ratio: int, starts: tuple[int, ...]) -> dict[str, Distribution]:
+def rope_at(ratio: int, starts: Starts) -> dict[str, Distribution]:
     """The tokens' rotary rows of a layer with that compress ratio."""
-    return {"freqs_cos": RopeAtStarts("cos", ratio, starts), "freqs_sin": RopeAtStarts("sin", ratio, starts)}
+    return {"freqs_cos": RopeAt("cos", ratio, "token", starts), "freqs_sin": RopeAt("sin", ratio, "token", starts)}
 
 
-NO_ROTATION: dict[str, Distribution] = {"freqs_cos": Constant(1.0), "freqs_sin": Constant(0.0)}
+ALL_SLOTS = 1 << 20
+"""As many slots of a list as there is room for."""
+
+
+def fixture_cases(
+    listed: Callable[[Entries], dict[str, Distribution]], tokens: int, *, compressed: bool
+) -> tuple[Case, ...]:
+    """Cases of every form: extreme sinks, no rotation, and the reference's fixtures (contract A.1), but with every row
+    its own and pages shuffled.
+
+    `listed` turns entries into the form's list or bias. `compressed`: whether the form has compressed rows.
+    """
+    half, window = Uniform(-0.5, 0.5), listed(Entries(ring=(128,), slots=(ALL_SLOTS,)))
+    mixed = Case("mixed_topk", listed(Entries(ring=(17,), slots=(ALL_SLOTS,))), tags=("fixture",))
+    pool: dict[str, Distribution] = {"cmp_kv": half} if compressed else {}
+    return (
+        # exp of the sink overflows, or vanishes.
+        Case("extreme_sinks", {"attn_sink": Rows(Constant(200.0), (None, Constant(-200.0)))}, tags=("edge", "extreme")),
+        Case("no_rotation", {"freqs_cos": Constant(1.0), "freqs_sin": Constant(0.0)}, tags=("exact",)),
+        Case("short_window", listed(Entries(ring=(17,))), tags=("fixture",)),
+        *((mixed,) if compressed else ()),
+        Case("overlay_replacement", listed(Entries(ring=(16,), overlay=(True,))), tags=("fixture",)),
+        # Token 0 scores one key by 181 at FLASH: its softmax collapses onto it.
+        Case(
+            "causal_regression",
+            {
+                **window,
+                "q": Rows(half, (Constant(1.0), *(None,) * (tokens - 1))),
+                "ori_kv": DominantRow(half, 127, 8.0),
+            },
+            tags=("fixture",),
+        ),
+        # The reference's own magnitudes: outputs near 1e-3.
+        Case(
+            "reference_magnitude",
+            {**window, **pool, "q": half, "ori_kv": half, "mtp_kv_overlay": half, "attn_sink": Constant(0.0)},
+            tags=("fixture", "magnitude"),
+        ),
+    )

@@ -33,6 +33,7 @@ from specs.distributions.positions import Starts, csa_starts, hca_starts, legal,
 from specs.model import Deployment, ModelConfig
 from specs.paging import BLOCK_SIZE, STATE4_PAGE, STATE4_PAGES, STATE128_PAGE, STATE128_PAGES, paging
 from specs.registry import Case, Inputs, Masks, Op
+from specs.requirements import require_boxes, require_decode, require_multiple
 from specs.tensors import Distribution, TensorSpec
 
 MEASURED_AT = 4096
@@ -236,6 +237,78 @@ def compressor_cases(
     )
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Names of a compressor's pool, of the block table behind it, and of its slot mappings; pages of that pool.
+
+    columns, pages   logical pages of a request; pages of the pool
+    """
+
+    cache: str
+    table: str
+    slots: str
+    state_slots: str
+    columns: int
+    pages: int
+
+
+def compressor_op(
+    name: str,
+    kind: Compressor,
+    config: ModelConfig,
+    deployment: Deployment,
+    width: int,
+    memory: Memory,
+    *,
+    rotation: tuple[TensorSpec, ...] = (),
+    more_cases: tuple[Case, ...] = (),
+) -> Op:
+    """A compressor on its own, with rows of `width`; `rotation` stands between the rotary rows and the pool.
+
+    Raises SpecError unless B is a multiple of 4, B*S at most 16 or a multiple of 16, D of 128, `width` of 64.
+    """
+    require_decode(name, config, deployment)
+    require_multiple(name, "B", deployment.batch, 4)
+    require_boxes(name, deployment.tokens)
+    require_multiple(name, "D", config.hidden_size, 128)
+    require_multiple(name, "IDX_HEAD_DIM" if kind is CSA_INNER else "HEAD_DIM", width, 64)
+    table = cache_table(memory.table, memory.columns, kind.ratio)
+    rows = (deployment.batch, deployment.seq)
+    state_table = "compress_state_block_table"
+
+    def validity(op: Op, inputs: Inputs) -> Masks:
+        return kv_validity(op, inputs, kind.ratio, memory.slots)
+
+    def mapping(op: Op, inputs: Inputs) -> Masks:
+        return compressor_mapping(
+            op, inputs, kind.ratio, "compress_state", memory.state_slots, memory.cache, memory.slots
+        )
+
+    return Op(
+        name=name,
+        config=config,
+        deployment=deployment,
+        signature=(
+            TensorSpec("x", (*rows, config.hidden_size), BF16, Normal(), "in"),
+            TensorSpec("kv", (*rows, width), FP32, None, "out"),
+            *state_specs(kind, config, deployment, width),
+            *weight_specs(kind, config, width),
+            *rope_specs(config, deployment, kind.ratio),
+            *rotation,
+            cache_spec(memory.cache, memory.pages, width, table, kind.ratio),
+            position_spec(mixed_starts(config, deployment, kind.ratio), deployment),
+            *slot_specs(deployment, kind, memory.slots, table, memory.state_slots, state_table),
+        ),
+        cases=(
+            *compressor_cases(kind, config, deployment, memory.cache, memory.slots, table, memory.state_slots),
+            *more_cases,
+        ),
+        parameters={"rms_eps": config.rms_norm_eps},
+        validity=validity,
+        mapping=mapping,
+    )
+
+
 def emits(inputs: Inputs, ratio: int, slots: str) -> tuple[Tensor, Tensor]:
     """Which requests write a compressed row in this step, bool [B], and to which flat row, INT64 [B]."""
     positions, mapping = inputs["position_ids"], inputs[slots]
@@ -281,10 +354,12 @@ __all__ = [
     "CSA_MAIN",
     "HCA_MAIN",
     "Compressor",
+    "Memory",
     "cache_spec",
     "cache_table",
     "compressor_cases",
     "compressor_mapping",
+    "compressor_op",
     "emits",
     "kv_validity",
     "mixed_starts",

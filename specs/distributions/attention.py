@@ -1,4 +1,4 @@
-"""Inputs of decode attention: positions, packed KV lists, pages, rotary rows, KV rows of unit RMS.
+"""Inputs of decode attention: packed KV lists, KV rows of unit RMS, quantised projections.
 
 contracts/decode_attention.md, CB-1, CB-6 and appendices A and C.2. All draws are vectorised over tokens and rows.
 """
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from goldens.numerics.rope import rope_frequencies, rope_rows_at
 from goldens.numerics.visibility import (
     BLOCK,
     MASKED,
@@ -22,37 +21,12 @@ from goldens.numerics.visibility import (
     hca_slots,
     window_bias,
 )
-from specs.distributions.basic import PIECE, in_parallel, normals
+from specs.distributions.basic import normals, unit_rows
 from specs.distributions.dense import GROUP, POOL_GROUPS, ColumnQ8, PooledNormal, pooled_places
+from specs.distributions.positions import Starts, step_positions
 from specs.distributions.quantised import Q8, Pair
-from specs.errors import SpecError
-from specs.model import Deployment, ModelConfig
 from specs.streams import DrawContext
 from specs.tensors import Distribution, TensorSpec
-
-LONG = -1_000_000
-"""In a set of starts: the middle of the position range (8192 at FLASH)."""
-
-UNNAMED_PAGE = -1
-"""Block table entry of a logical page that the request has not reached."""
-
-
-def start_positions(starts: tuple[int, ...], config: ModelConfig, deployment: Deployment) -> Tensor:
-    """INT64 [B]: the first position of each request of the step, `starts` repeated or cut to B.
-
-    LONG is half of all positions; a negative start counts back from the last legal one, MAX_SEQ_LEN - S (which is
-    -1); a start beyond that is folded back, so that one set serves every preset.
-    """
-    last = config.max_position_embeddings - deployment.seq
-    chosen = [starts[b % len(starts)] for b in range(deployment.batch)]
-    places = [(last + 1) // 2 if s == LONG else s + last + 1 if s < 0 else s % (last + 1) for s in chosen]
-    return torch.tensor(places)
-
-
-def step_positions(starts: tuple[int, ...], ctx: DrawContext) -> Tensor:
-    """INT64 [B, S]: consecutive within a request."""
-    first = start_positions(starts, ctx.config, ctx.deployment)
-    return first.unsqueeze(1) + torch.arange(ctx.deployment.seq)
 
 
 @dataclass(frozen=True)
@@ -62,21 +36,10 @@ class UnitRows:
     gain: float = 1.0
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
-        """Drawn piece by piece of whole rows, each piece from its own stream; FP32, then the cast."""
+        """One rounding from FP32."""
         width = spec.shape[-1]
-        flat = torch.empty(math.prod(spec.shape) // width, width, dtype=spec.dtype)
-        step = max(1, PIECE // 4 // width)
-
-        def fill(start: int) -> None:
-            part = flat[start : start + step]
-            rng = ctx.rng(f"{spec.name}#{start // step}")
-            rows = rng.standard_normal(size=tuple(part.shape), dtype=np.float32)
-            rms = np.sqrt(np.einsum("rk,rk->r", rows, rows, dtype=np.float32) / np.float32(width))
-            rows *= (np.float32(self.gain) / rms)[:, None]
-            part.copy_(torch.from_numpy(rows))
-
-        in_parallel(fill, range(0, len(flat), step))
-        return flat.view(spec.shape)
+        rows = math.prod(spec.shape) // width
+        return unit_rows(ctx, spec.name, rows, width, spec.dtype, self.gain).view(spec.shape)
 
 
 @dataclass(frozen=True)
@@ -117,61 +80,19 @@ class PooledQ8:
 
 
 @dataclass(frozen=True)
-class PageTable:
-    """Block table [B, columns] whose entries are distinct pages of the pool in random order, over all requests.
-
-    starts, rows   where the requests stand, and positions per row of this pool (0: the table has no holes). Logical
-                   pages that the request has not reached by the end of the step hold -1.
-    """
-
-    pages: int
-    starts: tuple[int, ...] = ()
-    rows: int = 0
-
-    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
-        """INT32. Raises SpecError for a pool of too few pages."""
-        batch, columns = spec.shape
-        each = self.pages // batch
-        if each < columns:
-            raise SpecError(f"{ctx.op}.{spec.name}: {columns} columns need {batch * columns} pages, not {self.pages}")
-        order = torch.from_numpy(ctx.rng(spec.name).permutation(self.pages)).int()
-        table = order[: batch * columns].reshape(batch, columns)
-        if not self.rows:
-            return table
-        reached = (step_positions(self.starts, ctx)[:, -1] + 1) // self.rows  # rows in the pool after this step
-        holes = torch.arange(columns) * BLOCK >= reached.unsqueeze(1)
-        return table.masked_fill(holes, UNNAMED_PAGE)
-
-
-@dataclass(frozen=True)
-class RopeAtStarts:
-    """Rows of the rotary table of a layer with compress ratio `ratio`, at the tokens' positions. [T, ROPE_DIM]"""
-
-    part: Literal["cos", "sin"]
-    ratio: int
-    starts: tuple[int, ...]
-
-    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
-        """Bit copies of the table (contracts/decode_attention.md A.4)."""
-        positions = step_positions(self.starts, ctx).flatten()
-        cos, sin = rope_rows_at(positions, rope_frequencies(ctx.config, self.ratio), spec.dtype)
-        return cos if self.part == "cos" else sin
-
-
-@dataclass(frozen=True)
 class CsaList:
     """Raw indices of a ratio-4 layer at these starts: the window in physical order, then a random selection.
 
     As many of the visible slots as there is room for, distinct, in random order (that of their scores).
     """
 
-    starts: tuple[int, ...]
+    starts: Starts
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """INT32 [T, columns]."""
         config = ctx.config
         win, room = config.sliding_window, config.index_topk
-        positions = step_positions(self.starts, ctx)
+        positions = step_positions(ctx, self.starts)
         out = torch.full(spec.shape, -1, dtype=torch.int32)
         out[:, :win] = csa_window(positions, win)
         visible = (positions.flatten() + 1) // 4
@@ -188,12 +109,12 @@ class CsaList:
 class HcaList:
     """Raw indices of a ratio-128 layer at these starts, every closed slot listed."""
 
-    starts: tuple[int, ...]
+    starts: Starts
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """INT32 [T, columns]."""
         config = ctx.config
-        positions = step_positions(self.starts, ctx)
+        positions = step_positions(ctx, self.starts)
         slots = hca_slots(config.max_position_embeddings, config.index_topk)
         return hca_list(positions, positions[:, -1] + 1, config.sliding_window, slots)
 
@@ -202,11 +123,11 @@ class HcaList:
 class WindowBias:
     """The additive bias [T, WIN + 128] of a ratio-0 layer at these starts: 0 or -1e20."""
 
-    starts: tuple[int, ...]
+    starts: Starts
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """FP32."""
-        return window_bias(step_positions(self.starts, ctx), ctx.config.sliding_window)
+        return window_bias(step_positions(ctx, self.starts), ctx.config.sliding_window)
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,25 @@ def uniforms(ctx: DrawContext, label: str, shape: tuple[int, ...]) -> Tensor:
     return _filled(ctx, label, shape, lambda rng, out: rng.random(out=out, dtype=np.float32))
 
 
+def unit_rows(ctx: DrawContext, label: str, rows: int, width: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """[rows, width] of N(0, 1), each row divided by its own RMS, times `scale`: FP32, then one rounding to `dtype`.
+
+    Drawn piece by piece of whole rows, each piece from its own stream.
+    """
+    out = torch.empty(rows, width, dtype=dtype)
+    step = max(1, PIECE // 4 // width)
+
+    def fill(start: int) -> None:
+        part = out[start : start + step]
+        fresh = ctx.rng(f"{label}#{start // step}").standard_normal(size=tuple(part.shape), dtype=np.float32)
+        rms = np.sqrt(np.einsum("rk,rk->r", fresh, fresh, dtype=np.float32) / np.float32(width))
+        fresh *= (np.float32(scale) / rms)[:, None]
+        part.copy_(torch.from_numpy(fresh))
+
+    in_parallel(fill, range(0, rows, step))
+    return out
+
+
 def _filled(ctx: DrawContext, label: str, shape: tuple[int, ...], fill: Fill) -> Tensor:
     """An FP32 tensor filled piece by piece, each piece from its own stream: threads do not change the bits."""
     flat = np.empty(math.prod(shape), dtype=np.float32)

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goldens.numerics.elementary import inverse_sqrt
 from goldens.numerics.paging import (
     PAGE,
     block_table,
@@ -23,9 +22,8 @@ from goldens.numerics.paging import (
     state_slots,
     window_slots,
 )
-from goldens.numerics.reduce import row_sum
-from specs.distributions.basic import normals
-from specs.distributions.positions import step_positions
+from specs.distributions.basic import normals, unit_rows
+from specs.distributions.positions import Starts, step_positions
 from specs.streams import DrawContext
 from specs.tensors import Distribution, Number, TensorSpec
 
@@ -61,10 +59,12 @@ class KvTable:
 
     ratio   positions per row: 4 or 128; 1 for the window pool, whose pages are all in use
     holes   False: every column has its page, as a serving system has that reserves them
+    starts  of the step, where the op has no input that says
     """
 
     ratio: int
     holes: bool = True
+    starts: Starts | None = None
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """INT32. Logical pages that hold no row up to the end of this step are holes."""
@@ -73,7 +73,7 @@ class KvTable:
         table = torch.from_numpy(order).to(torch.int32)
         if self.ratio == 1 or not self.holes:
             return table
-        rows = (step_positions(ctx)[:, -1:] + 1).div(self.ratio, rounding_mode="floor")
+        rows = (step_positions(ctx, self.starts)[:, -1:] + 1).div(self.ratio, rounding_mode="floor")
         return table.masked_fill(torch.arange(columns) * PAGE >= rows, HOLE)
 
 
@@ -291,7 +291,6 @@ def reach(positions: Tensor, ratio: int) -> Tensor:
 def _pool_with(ctx: DrawContext, spec: TensorSpec, rows: Tensor, scale: float, copies: int, dead: Number) -> Tensor:
     width = spec.shape[-1]
     out = torch.full((spec.shape[0] * spec.shape[1], width), dead, dtype=spec.dtype)
-    fresh = normals(ctx, spec.name, (-(-len(rows) // copies), width))
-    fresh *= inverse_sqrt(row_sum(fresh * fresh) * (1.0 / width)) * scale
-    out[rows] = fresh.to(spec.dtype).repeat_interleave(copies, dim=0)[: len(rows)]
+    fresh = unit_rows(ctx, spec.name, -(-len(rows) // copies), width, spec.dtype, scale)
+    out[rows] = fresh.repeat_interleave(copies, dim=0)[: len(rows)]
     return out.view(spec.shape)

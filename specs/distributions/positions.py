@@ -1,7 +1,8 @@
 """Positions of a decode step: where requests stand, their visible lengths, the rotary rows that belong to them.
 
 The sets of start positions are those of contracts/moe_and_layers.md 9.2 and ours. Positions that a small preset does
-not have are left out of a set. Every generator here needs an input `position_ids`, [B, S] or flat [T], but `Positions`.
+not have are left out of a set, or folded back. Where an op has no positions among its inputs, `starts` gives them to
+all that follows from them; otherwise every generator here but `Positions` needs an input `start_pos` or `position_ids`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from specs.streams import DrawContext
 from specs.tensors import TensorSpec
 
 Starts = tuple[int, ...]
+
+LONG = -1_000_000
+"""In a set of starts that is folded: the middle of the position range (8192 at FLASH)."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +64,23 @@ class VisibleLengths:
 
 @dataclass(frozen=True)
 class RopeAt:
-    """Rows of the rotary table of a layer with compress ratio `ratio`, their first half alone.
+    """Rows of the rotary table of a layer with compress ratio `ratio`, as wide as the tensor: whole or the first half,
+    which the second repeats.
 
     at   "token": one row per token, at its position. "block": one per request, at the first position of the group of
          `ratio` that the step's first position lies in, where a compressed row is rotated
          (contracts/decode_compressor_indexer.md 1.5). "step": one per request, at the step's first position.
+    starts   of the step, where the op has no input that says
     """
 
     part: Literal["cos", "sin"]
     ratio: int
     at: Literal["token", "block", "step"] = "block"
+    starts: Starts | None = None
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """Values of the BF16 table, in `spec.dtype`."""
-        positions = step_positions(ctx)
+        positions = step_positions(ctx, self.starts)
         if self.at != "token":
             positions = positions[:, :1]
         if self.at == "block":
@@ -83,8 +90,10 @@ class RopeAt:
         return rows[:, : spec.shape[-1]].to(spec.dtype).contiguous()
 
 
-def step_positions(ctx: DrawContext) -> Tensor:
-    """The positions of the case, INT32 [B, S], from its `start_pos` or its `position_ids`."""
+def step_positions(ctx: DrawContext, starts: Starts | None = None) -> Tensor:
+    """The positions of the case, INT32 [B, S]: from its `start_pos` or its `position_ids`, or from `starts`, folded."""
+    if starts is not None:
+        return position_ids(folded(starts, ctx.config, ctx.deployment), ctx.deployment.seq)
     if ctx.has("start_pos"):
         return position_ids(ctx.tensor("start_pos"), ctx.deployment.seq)
     return ctx.tensor("position_ids").view(ctx.deployment.batch, ctx.deployment.seq)
@@ -115,6 +124,18 @@ def mixed_starts(config: ModelConfig, deployment: Deployment, ratio: int) -> Sta
     if ratio == 4:
         return legal((middle - 1, 2, 263, last, 3, 7, 127, 510), config, deployment)
     return legal((middle - 1, 126, 639, last, 127, 128, 255, 10), config, deployment)
+
+
+def folded(starts: Starts, config: ModelConfig, deployment: Deployment) -> Tensor:
+    """INT32 [B]: `starts` repeated, or cut off, to the number of requests, so that one set serves every preset.
+
+    LONG is half of all positions; a negative start counts back from the last legal one, MAX_SEQ_LEN - S (which is -1);
+    a start beyond that is folded back.
+    """
+    last = config.max_position_embeddings - deployment.seq
+    chosen = [starts[b % len(starts)] for b in range(deployment.batch)]
+    places = [(last + 1) // 2 if s == LONG else s + last + 1 if s < 0 else s % (last + 1) for s in chosen]
+    return torch.tensor(places, dtype=torch.int32)
 
 
 def legal(starts: Starts, config: ModelConfig, deployment: Deployment) -> Starts:

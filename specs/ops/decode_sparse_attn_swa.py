@@ -8,16 +8,17 @@ import torch
 from goldens.numerics.visibility import BLOCK
 from specs.attention import (
     COLD_STARTS,
-    NO_ROTATION,
     SWA_STARTS,
     WINDOW_STARTS,
+    fixture_cases,
     kv_tensors,
     output_tensors,
     require_step,
     rope_at,
 )
-from specs.distributions import Constant, Integers, Rows, Uniform
-from specs.distributions.attention import DominantRow, Entries, EntryBias, NamedRows, PageTable, UnitRows, WindowBias
+from specs.distributions import Constant, Integers, KvTable
+from specs.distributions.attention import Entries, EntryBias, NamedRows, UnitRows, WindowBias
+from specs.distributions.positions import Starts
 from specs.model import Deployment, ModelConfig
 from specs.registry import Case, Op
 from specs.tensors import Distribution, TensorSpec
@@ -41,7 +42,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     require_step(name, config, deployment)
     tokens, win = deployment.tokens, config.sliding_window
     stale = Integers(-(2**31), 2**31 - 1)
-    parameters = kv_tensors(config, deployment, PageTable(0))
+    parameters = kv_tensors(config, deployment, KvTable(1))
     ring, (pool, table) = parameters[:4], parameters[4:]
     return Op(
         name=name,
@@ -60,7 +61,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
     )
 
 
-def _at(starts: tuple[int, ...]) -> dict[str, Distribution]:
+def _at(starts: Starts) -> dict[str, Distribution]:
     return {"win_bias": WindowBias(starts), **rope_at(RATIO, starts)}
 
 
@@ -70,7 +71,6 @@ def _seen(entries: Entries) -> dict[str, Distribution]:
 
 def _cases(tokens: int) -> tuple[Case, ...]:
     garbage = NamedRows(UnitRows(), UnitRows(gain=1e4), "ring", "ori_block_table", "win_bias")
-    first_token = (None,) * (tokens - 1)
     # One valid entry, the block border, none at all, one row of either block.
     counts = Entries(
         ring=(1, 127, 128, 128, 0, 0, 17, 1), overlay=(False, False, False, True, False, True, False, True)
@@ -83,32 +83,5 @@ def _cases(tokens: int) -> tuple[Case, ...]:
         Case("late_blocks", _seen(Entries(overlay=(True,))), tags=("edge",)),
         # Ring rows that no token sees are large; the whole page is read.
         Case("unnamed_rows", {"ori_kv": garbage}, tags=("edge",)),
-        # exp of the sink overflows, or vanishes.
-        Case("extreme_sinks", {"attn_sink": Rows(Constant(200.0), (None, Constant(-200.0)))}, tags=("edge", "extreme")),
-        Case("no_rotation", NO_ROTATION, tags=("exact",)),
-        # The reference's fixtures (A.1), but every row its own and pages shuffled.
-        Case("short_window", _seen(Entries(ring=(17,))), tags=("fixture",)),
-        Case("overlay_replacement", _seen(Entries(ring=(16,), overlay=(True,))), tags=("fixture",)),
-        # Token 0 scores one key by 181 at FLASH: its softmax collapses onto it.
-        Case(
-            "causal_regression",
-            {
-                **_seen(Entries(ring=(128,))),
-                "q": Rows(Uniform(-0.5, 0.5), (Constant(1.0), *first_token)),
-                "ori_kv": DominantRow(Uniform(-0.5, 0.5), 127, 8.0),
-            },
-            tags=("fixture",),
-        ),
-        # The reference's own magnitudes: outputs near 2e-3.
-        Case(
-            "reference_magnitude",
-            {
-                **_seen(Entries(ring=(128,))),
-                "q": Uniform(-0.5, 0.5),
-                "ori_kv": Uniform(-0.5, 0.5),
-                "mtp_kv_overlay": Uniform(-0.5, 0.5),
-                "attn_sink": Constant(0.0),
-            },
-            tags=("fixture", "magnitude"),
-        ),
+        *fixture_cases(_seen, tokens, compressed=False),
     )
