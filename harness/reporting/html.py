@@ -86,7 +86,7 @@ def _regressions(report: Report) -> Markup:
 
 def _failing(failing: Failing) -> Markup:
     notes = [tag("p", words.since(failing)), tag("p", words.cases(failing), class_="soft")]
-    if failing.diverged:
+    if failing.diverged not in ("", failing.output):
         notes.append(tag("p", f"first diverging: {failing.diverged}", class_="soft"))
     rule = f" [{failing.rule}]" if failing.rule else ""
     return tag(

@@ -37,7 +37,7 @@ def _failing(failing: Failing) -> list[str]:
         f"- {words.since(failing)}",
         f"- {_plain(words.cases(failing))}",
     ]
-    lines += [f"- first diverging: {_plain(failing.diverged)}"] if failing.diverged else []
+    lines += [f"- first diverging: {_plain(failing.diverged)}"] if failing.diverged not in ("", failing.output) else []
     lines += [f"- bad elements: {describe(failing.axes)}"] if failing.axes else []
     return [*lines, "", _code(failing.command), ""]
 

@@ -40,12 +40,13 @@ FROM results r JOIN numbered n USING (session);
 
 CREATE OR REPLACE TEMP TABLE newest AS
 SELECT op, configuration, "case", max(number) AS number, arg_max(revision, number) AS revision,
-       arg_max(kernel, number) AS kernel, bool_or(dirty) AS dirty
+       arg_max(kernel, number) AS kernel, arg_max(dirty, number) AS dirty
 FROM judged GROUP BY op, configuration, "case";
 
 CREATE OR REPLACE TEMP TABLE marked AS
 SELECT j.*, j.number = n.number
-            OR (j.revision <> '' AND j.revision = n.revision AND j.kernel = n.kernel AND NOT n.dirty) AS is_now
+            OR (j.revision <> '' AND j.revision = n.revision AND j.kernel = n.kernel AND NOT j.dirty
+                AND NOT n.dirty) AS is_now
 FROM judged j JOIN newest n USING (op, configuration, "case");
 
 CREATE OR REPLACE TEMP TABLE runs AS

@@ -103,6 +103,14 @@ def test_a_run_that_broke_down_is_told_and_forgotten_once_it_runs_again(tmp_path
     assert not report_of(tmp_path).failing
 
 
+def test_a_store_of_nothing_but_a_breakdown_is_a_page(tmp_path: Path, verdict: Verdict) -> None:
+    add_session(tmp_path, 0, [dataclasses.replace(verdict, status="fail", outputs={}, problems=("kernel fault: x",))])
+    report = report_of(tmp_path)
+    assert report.outputs == ()
+    assert "kernel fault: x" in Document(page(report)).text
+    assert markdown(report).startswith("# ❌ 1 output fails")
+
+
 def test_one_problem_of_a_run_is_one_failure_not_one_per_output(tmp_path: Path, verdict: Verdict) -> None:
     add_session(tmp_path, 0, [dataclasses.replace(verdict, status="fail", problems=("input x was changed", "GG101"))])
     (found,) = report_of(tmp_path).failing

@@ -9,9 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import pickle
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -24,12 +22,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saved_snapshots import RUN, bits, of, save_both
 from torch import Tensor
 
 from harness.cli import main
 from harness.devices.emulator.device import EmulatorDevice
 from harness.errors import UsageError
-from harness.foreign import golden_snapshots, golden_specs
 from harness.run import Run
 from harness.snapshots.layouts import LAYOUTS, read_group, write_group
 from harness.snapshots.load import prepared_from, run_of
@@ -40,24 +38,16 @@ from harness.verify import Session, Verdict, prepare
 from specs.registry import ROOT, load_op
 from specs.tensors import TENSOR_DTYPES, ScalarSpec
 
-RUN = Run("rms_norm")
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A snapshot of rms_norm in each layout. Tests work on copies."""
-    root = tmp_path_factory.mktemp("snapshots")
-    prepared, _ = prepare(RUN)
-    return {layout: save_snapshot(root / layout, RUN, prepared, layout) for layout in LAYOUTS}
+    return save_both(tmp_path_factory.mktemp("snapshots"))
 
 
 @pytest.fixture(params=LAYOUTS)
 def snapshot(request: pytest.FixtureRequest, saved: dict[str, Path], tmp_path: Path) -> Path:
     return shutil.copytree(saved[request.param], tmp_path / RUN.id)
-
-
-def of(path: Path, run: Run = RUN, **changes: object) -> Run:
-    return dataclasses.replace(run, snapshot=str(path), **changes)
 
 
 # -- every bit (P1) ------------------------------------------------------------------------------
@@ -75,10 +65,6 @@ def tensors(draw: st.DrawFn) -> Tensor:
     flat = torch.frombuffer(bytearray(content), dtype=dtype) if size else torch.empty(0, dtype=dtype)
     tensor = flat.reshape(shape)
     return tensor.mT if tensor.dim() >= 2 and draw(st.booleans()) else tensor
-
-
-def bits(tensor: Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def comes_back(folder: Path, layout: str, held: dict[str, Tensor]) -> None:
@@ -392,95 +378,3 @@ def test_a_mistake_is_one_line(
     assert main(["replay", *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
-
-
-# -- the reference's layout (R27) ----------------------------------------------------------------
-
-
-@pytest.fixture
-def foreign(saved: dict[str, Path], tmp_path: Path) -> Path:
-    """A snapshot as the reference writes it: nothing beside `in` and `out`."""
-    path = shutil.copytree(saved["reference"], tmp_path / "data")
-    (path / "manifest.json").unlink()
-    shutil.rmtree(path / "stages")
-    return path
-
-
-def replay(path: Path) -> int:
-    return main(["replay", str(path), "--op", "rms_norm"])
-
-
-def test_ours_has_the_files_that_the_reference_needs(tmp_path: Path) -> None:
-    run = Run("gate")
-    prepared, _ = prepare(run)
-    path = save_snapshot(tmp_path, run, prepared, "reference")
-    specs = [
-        golden_specs.ScalarSpec(spec.name, spec.dtype, spec.value)
-        if isinstance(spec, ScalarSpec)
-        else golden_specs.TensorSpec(spec.name, list(spec.shape), spec.dtype, is_output=spec.is_output)
-        for spec in prepared.op.signature
-    ]
-    inputs = golden_snapshots.read_inputs(path, specs)
-    for name, value in prepared.inputs.items():
-        held = inputs[name]
-        if isinstance(value, Tensor):
-            assert isinstance(held, Tensor)
-            assert bits(held) == bits(value)
-        else:
-            assert isinstance(held, golden_specs.ScalarSpec)
-            assert held.python_value == value
-    outputs = golden_snapshots.read_outputs(path, specs)
-    assert {name: bits(t) for name, t in outputs.items()} == {name: bits(t) for name, t in prepared.golden.items()}
-
-
-def test_one_without_manifest_is_taken_with_a_warning(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert replay(foreign) == 0
-    said = capsys.readouterr().out
-    assert "has no manifest" in said
-    assert "differs from the golden" not in said
-
-
-def test_its_golden_counts_and_a_difference_from_ours_is_noted(
-    foreign: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    golden = torch.load(foreign / "out" / "x_normed.pt", weights_only=True)
-    golden[0, :3] += 1
-    torch.save(golden, foreign / "out" / "x_normed.pt")
-    assert replay(foreign) == 1
-    assert "out/x_normed.pt differs from the golden of rms_norm in 3 elements" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "said"),
-    [
-        ("in/x.pt", torch.zeros(8, 256), r"x: got torch.float32 \(8, 256\), expected torch.bfloat16 \(8, 256\)"),
-        ("in/x.pt", torch.zeros(1).bfloat16(), r"x: got torch.bfloat16 \(1,\), expected"),
-        ("out/x_normed.pt", torch.zeros(2, 2), r"output x_normed is float32 \[2, 2\], rms_norm has bfloat16"),
-        ("in/x.pt", [1, 2], "holds a list, not a tensor"),
-        ("in/x.pt", None, "in/x.pt"),
-        ("out/x_normed.pt", None, "lacks out/x_normed.pt of rms_norm"),
-    ],
-)
-def test_one_that_does_not_fit_is_refused(
-    foreign: Path, capsys: pytest.CaptureFixture[str], file: str, content: object, said: str
-) -> None:
-    if content is None:
-        (foreign / file).unlink()
-    else:
-        torch.save(content, foreign / file)
-    assert replay(foreign) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(said, line), line
-
-
-class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, ("/tmp/goldengate-was-executed",)
-
-
-def test_nothing_in_a_file_is_executed(foreign: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (foreign / "in" / "x.pt").write_bytes(pickle.dumps(Evil()))
-    assert replay(foreign) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "in/x.pt cannot be read" in line
-    assert not Path("/tmp/goldengate-was-executed").exists()
