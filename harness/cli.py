@@ -1,4 +1,5 @@
-"""The command `goldengate`: verify, equiv, fuzz, list, golden, capacity, mutate, run-file.
+"""The command `goldengate`: verify, replay, explain, list, equiv, fuzz, golden, calibrate, capacity, mutate, gate,
+report, run-file.
 
 Exit codes: 0 all verified and passed, 1 something failed, 2 bad input or usage (one line on stderr), 3 nothing
 failed but something is unverified, 4 an error of goldengate itself (with a traceback).
