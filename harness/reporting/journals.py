@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from harness.errors import UsageError
 from harness.journal import Record, read_journal
 from harness.mutate.judge import EQUIVALENT, KILLED, REFUSED, SURVIVED
 from harness.mutate.mutants import OPERATORS
@@ -14,7 +15,7 @@ from harness.reporting.facts import Alarms, Kills, MutantTable
 
 def mutants(path: Path) -> MutantTable:
     """Counts over the newest record of every mutant. Raises UsageError for what is no journal of `mutate`."""
-    newest = {record["id"]: record for record in read_journal(path, "mutate")}
+    newest = {record["id"]: record for record in _read(path, "mutate", "id", "op", "operator", "status", "default")}
     records = list(newest.values())
     ops: dict[str, list[Record]] = {}
     classes: dict[str, list[Record]] = {}
@@ -34,7 +35,8 @@ def _kills(name: str, records: Iterable[Record]) -> Kills:
     counts = dict.fromkeys((KILLED, SURVIVED, EQUIVALENT, REFUSED), 0)
     gates: dict[str, tuple[int, int]] = {}
     for record in records:
-        counts[record["status"]] += 1
+        if record["status"] in counts:
+            counts[record["status"]] += 1
         if record["status"] not in (KILLED, SURVIVED):
             continue
         answers: dict[str, Any] = record["default"]
@@ -50,7 +52,7 @@ def alarms(path: Path) -> tuple[Alarms, ...]:
 
     Raises UsageError for what is no journal of `calibrate --check`.
     """
-    records = read_journal(path, "calibrate --check")
+    records = _read(path, "calibrate --check", "run", "mark", "status")
     mark = {_op(record): record["mark"] for record in records}
     valid = {record["run"]: record["status"] for record in records if record["mark"] == mark[_op(record)]}
     counts: dict[str, list[int]] = {}
@@ -60,6 +62,14 @@ def alarms(path: Path) -> tuple[Alarms, ...]:
         row[1] += status == "empty"
         row[2] += status == "fail"
     return tuple(Alarms(op, *row) for op, row in sorted(counts.items()))
+
+
+def _read(path: Path, kind: str, *needed: str) -> list[Record]:
+    records = read_journal(path, kind)
+    for number, record in enumerate(records, 2):
+        if not record.keys() >= set(needed):
+            raise UsageError(f"{path}:{number}: written by another version of goldengate {kind}")
+    return records
 
 
 def _op(record: Record) -> str:

@@ -12,6 +12,7 @@ import pytest
 from reporting_stores import add_session, failing, real_verdict, report_of, using, with_output
 
 from harness.cli import main
+from harness.errors import UsageError
 from harness.locate import Axis
 from harness.metrics import SWEEP
 from harness.reporting import journals
@@ -264,6 +265,11 @@ def test_false_alarms_are_counted_for_the_newest_rules(tmp_path: Path) -> None:
                 run(2, "fail", "new"), run(3, "empty", "new"))
     )  # fmt: skip
     assert [dataclasses.astuple(row) for row in counted] == [("gate", 3, 1, 1)]
+
+
+def test_a_journal_of_another_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"m:3: written by another version of goldengate mutate"):
+        journals.mutants(journal(tmp_path / "m", "mutate", mutant(1, "killed"), {"id": "gate:2"}))
 
 
 def test_the_command_writes_both_with_the_tables_of_the_journals(
