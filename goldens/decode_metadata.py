@@ -11,7 +11,10 @@ from goldens.checks import expect, expect_range
 from goldens.errors import GoldenInputError
 from goldens.numerics import paging
 
-STAGES = ("position_ids", "kv_seq_lens")
+STAGES = (
+    "position_ids", "kv_seq_lens", "ori_slot_mapping", "hca_cmp_slot_mapping", "hca_state_slot_mapping",
+    "csa_cmp_slot_mapping", "csa_idx_slot_mapping", "csa_state_slot_mapping", "csa_inner_state_slot_mapping",
+)  # fmt: skip
 
 STATE4_PAGE, STATE128_PAGE = 4, 8
 """Rows of a page of the compressor states."""
@@ -67,9 +70,7 @@ def decode_metadata(
         slots = paging.compressed_slots(positions, table, ratio)
         return paging.mask_uncommitted(slots, positions, ratio, commit_tokens)
 
-    if taps is not None:
-        taps.update(position_ids=positions, kv_seq_lens=lengths)
-    return {
+    found = {
         "position_ids": positions,
         "kv_seq_lens": lengths,
         "ori_slot_mapping": paging.window_slots(positions, ori_block_table, window),
@@ -82,3 +83,6 @@ def decode_metadata(
             positions, csa_inner_compress_state_block_table, STATE4_PAGE
         ),
     }
+    if taps is not None:
+        taps.update(found)
+    return found
