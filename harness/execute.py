@@ -123,5 +123,5 @@ def _one_thread() -> None:
 
 
 def _verify_batch(batch: list[Run]) -> list[Verdict]:
-    session = _session(batch[0])
+    session = _worker_session(batch[0].device, batch[0].checks, batch[0].tolerances)
     return [session.verify(run) for run in batch]
