@@ -150,21 +150,27 @@ PROPERTIES: dict[str, list[Property]] = {}
 
 
 def holds(
-    op: str,
+    ops: str | tuple[str, ...],
     *,
     on: Collection[str],
     spoil: Spoil,
     among: st.SearchStrategy[Situation] | None = None,
+    where: Callable[[Situation], bool] = lambda situation: True,
     costs: int = 1,
     **which: Collection[str],
-) -> Callable[[Callable[[Trial], None]], Callable[[str], None]]:
-    """A test of a body for situations of `op`: those `among`, or all with `which` as in `strategies.situations`.
+) -> Callable[[Callable[[Trial], None]], Callable[[str, str], None]]:
+    """A test of a body for situations of each of `ops`: those `among`, or all with `which` as in
+    `strategies.situations`; of these, those `where` it says so.
 
     `costs`: how many examples of another op one of these is as slow as; so many times fewer are run.
     """
+    names = (ops,) if isinstance(ops, str) else ops
 
-    def decorate(body: Callable[[Trial], None]) -> Callable[[str], None]:
-        def check(subject: str, spoiled: Spoil | None = None) -> None:
+    def decorate(body: Callable[[Trial], None]) -> Callable[[str, str], None]:
+        def label(op: str, subject: str) -> str:
+            return subject if len(names) == 1 else f"{op}-{subject}"
+
+        def check(op: str, subject: str, spoiled: Spoil | None = None) -> None:
             examples = max(2, settings.default.max_examples // (SHARE[subject] * costs))  # type: ignore[union-attr]
             chosen = settings(max_examples=examples)
             if spoiled is not None:
@@ -180,19 +186,23 @@ def holds(
                 note(f"{subject} of {op}; the same inputs: {_command(situation)}")
                 body(Trial(subject, situation, data, spoiled))
 
-            example.__qualname__ = f"{body.__module__}.{body.__name__}[{subject}]"
+            example.__qualname__ = f"{body.__module__}.{body.__name__}[{label(op, subject)}]"
             drawn = strategies.situations(op, **which) if among is None else among
-            wrapped = given(situation=drawn, data=st.data())(example)
+            wrapped = given(situation=drawn.filter(where), data=st.data())(example)
             if chosen.derandomize:  # examples of its own for every property
                 wrapped = seed(zlib.crc32(example.__qualname__.encode()))(wrapped)
             chosen(wrapped)()
 
-        @pytest.mark.parametrize("subject", on)
-        def test(subject: str) -> None:
-            check(subject)
+        runs = [pytest.param(op, subject, id=label(op, subject)) for op in names for subject in on]
+
+        @pytest.mark.parametrize(("op", "subject"), runs)
+        def test(op: str, subject: str) -> None:
+            check(op, subject)
 
         test.__name__, test.__doc__, test.__module__ = body.__name__, body.__doc__, body.__module__
-        PROPERTIES.setdefault(op, []).append(Property(body.__name__, tuple(on), check, spoil))
+        for op in names:
+            declared = Property(body.__name__, tuple(on), functools.partial(check, op), spoil)
+            PROPERTIES.setdefault(op, []).append(declared)
         return test
 
     return decorate
