@@ -133,6 +133,7 @@ def _check(op: str, x: Tensor, state: Tensor, step: Step, parameters: Parameters
     _, page, both = expect(f"{op}: compress_state", state, (None, None, None), torch.float32)
     _, columns = expect(f"{op}: compress_state_block_table", step.state_table, (b, None), torch.int32)
     out, _ = expect(f"{op}: wkv", parameters.wkv, (both // 2, d), torch.bfloat16)
+    expect(f"{op}: compress_state", state, (None, page, 2 * out), torch.float32)  # an odd width was halved
     expect(f"{op}: wgate", parameters.wgate, (out, d), torch.bfloat16)
     ratio, _ = expect(f"{op}: ape", parameters.ape, (None, out), torch.float32)
     (half,) = expect(f"{op}: norm_w", parameters.norm_w, (None,), torch.bfloat16)
