@@ -39,8 +39,10 @@ class Step:
     judgement: Judgement | None = None
 
 
-def walk(prepared: Prepared, entries: Mapping[str, Entry], result: DeviceRun) -> list[Step]:
-    """All stages and outputs of the op, in order of computation."""
+def walk(
+    prepared: Prepared, entries: Mapping[str, Entry], result: DeviceRun, *, to_the_first: bool = False
+) -> list[Step]:
+    """All stages and outputs of the op, in order of computation; `to_the_first`: none after one that differs."""
     op = prepared.op
     outputs = [spec.name for spec in op.outputs]
     names = [*op.stages, *(name for name in outputs if name not in op.stages)]
@@ -65,6 +67,8 @@ def walk(prepared: Prepared, entries: Mapping[str, Entry], result: DeviceRun) ->
             expected = prepared.golden[name] if name in prepared.golden else prepared.stages[name]
             given[name] = actual if valid is None else torch.where(valid, actual, expected)
         steps.append(Step(name, status, judged))
+        if to_the_first and status == DIFFERS:
+            break
     return steps
 
 

@@ -25,7 +25,9 @@ import datetime
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -68,11 +70,25 @@ Tolerances = Mapping[str, Mapping[str, Entry]]
 
 
 def load_tolerances(path: Path = DEFAULT_PATH, known: Mapping[str, OpNames] | None = None) -> Tolerances:
-    """Read and check a tolerances file.
+    """Read and check a tolerances file; an unchanged one is read once per process.
 
     `known`: the ops that may occur and their names, by default those of `specs`. Raises UsageError.
     """
-    known = _KnownOps() if known is None else known
+    if known is not None:
+        return _load(path, known)
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    return _load_once(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)
+def _load_once(path: Path, _changed: int, _size: int) -> Tolerances:
+    return MappingProxyType(dict(_load(path, _KnownOps())))
+
+
+def _load(path: Path, known: Mapping[str, OpNames]) -> Tolerances:
     document = _parse(path)
     return {
         str(op): _op_entries(path, str(op), body, line, known)

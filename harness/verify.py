@@ -95,7 +95,7 @@ class Session:
         )
         diverged = None
         if any(judgement.status == FAIL for judgement in judged.values()):
-            step = first_diverging(walk(prepared, self.tolerances.get(run.op, {}), result))
+            step = first_diverging(walk(prepared, self.tolerances.get(run.op, {}), result, to_the_first=True))
             diverged = step.name if step is not None else first_failed(prepared.op, judged)
         timing = replace(timing, device=result.seconds, judge=time.perf_counter() - start)
         if any("was changed" in problem for problem in problems):
