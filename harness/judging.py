@@ -51,8 +51,7 @@ def judge(op: Op, entries: Mapping[str, Entry], prepared: Prepared, result: Devi
             judgements[name] = Judgement(FAIL, entry.comparator.label, None, "the kernel returned no such output")
         else:
             judgements[name] = _judged(entry, continuation, prepared, result)
-            if judgements[name].status != PASS:
-                continuation.failed(name)
+            continuation.judged(name, passed=judgements[name].status == PASS)
     return {name: judgements[name] for name in (*outputs, *stages)}
 
 
@@ -139,6 +138,7 @@ class _Continuation:
         names = dict.fromkeys(name for entry in entries.values() for name in entry.given)
         self._names = [name for name in names if name in entries and told(prepared, result, name) is not None]
         self._valid = prepared.valid
+        self._judged: set[str] = set()
         self.device = self._own()
         self._evaluated: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None = None
 
@@ -154,8 +154,11 @@ class _Continuation:
                 own[name] = stage
         return own
 
-    def failed(self, name: str) -> None:
-        """Take a stage that failed out of what others are given."""
+    def judged(self, name: str, *, passed: bool) -> None:
+        """Only what was judged, and passed, may be given to others."""
+        self._judged.add(name)
+        if passed:
+            return
         if name in self._names:
             self._names.remove(name)
         if self.device.pop(name, None) is not None:
@@ -166,7 +169,7 @@ class _Continuation:
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor | None]]:
         """The golden's outputs and stages to judge an entry by, and what of them is defined."""
         prepared = self.prepared
-        given = {name: self.device[name] for name in entry.given if name in self.device}
+        given = {name: self.device[name] for name in entry.given if name in self.device and name in self._judged}
         if not given:
             return prepared.golden, prepared.stages, prepared.valid
         outputs, stages, computed = self._all_at_once()
