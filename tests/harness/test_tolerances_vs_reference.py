@@ -8,8 +8,10 @@ import pytest
 import reference_comparators as reference
 import torch
 
-from harness.compare import PASS, Output
+from harness.compare import PASS, Exact, Output
+from harness.reference import reference_check
 from harness.tolerances import load_tolerances
+from specs.registry import load_op
 
 T, D, HC, K, I = 8, 4096, 4, 6, 2048  # noqa: E741
 GENERATOR_SEED = 11
@@ -49,6 +51,21 @@ REFERENCE |= {
     (op, "x_out"): lambda a, e, thd=thd: reference.ratio_reldiff(a, e, diff_thd=thd, pct_thd=0.008)
     for op, thd in LAYERS.items()
 }
+COMPRESSORS = ("decode_compressor_ratio4", "decode_compressor_ratio128", "decode_indexer_compressor")
+REFERENCE |= {
+    (op, "kv"): lambda a, e: reference.ratio_allclose(a, e, atol=1e-4, rtol=1 / 128, ratio=0.0)
+    for op in COMPRESSORS[:2]
+}
+REFERENCE |= {
+    (op, "compress_state"): lambda a, e: reference.ratio_allclose(a, e, atol=1e-3, rtol=1e-3, ratio=0.0)
+    for op in COMPRESSORS
+}
+BY_STAGES = {
+    ("gate", "indices"),  # topk_pair_compare judges by other values; test_compare has its vectors
+    ("decode_indexer", "topk_idxs"),
+    ("decode_indexer", "score"),  # by the envelope of its terms, which an error made here does not have
+    ("decode_indexer_compressor", "kv"),  # by the BF16 row whose last bit may be off
+}
 
 
 def golden(op, output, generator):
@@ -69,7 +86,8 @@ def golden(op, output, generator):
         "weights": lambda: torch.softmax(normal(T, K), -1) * 1.5,
         "sh": lambda: (0.54 * normal(T, D)).bfloat16(),
         "q": lambda: normal(T, 64, 512).bfloat16(),
-        "kv": lambda: (0.58 * normal(T, 512)).bfloat16(),
+        "kv": lambda: normal(T, 512) if op in COMPRESSORS else (0.58 * normal(T, 512)).bfloat16(),
+        "compress_state": lambda: normal(T, 2048),
         "qr": lambda: (44 * normal(T, 1024)).round().clamp(-127, 127).to(torch.int8),
         "qr_scale": lambda: 0.013 + 0.001 * normal(T, 1),
         "attn_out": lambda: (0.15 * normal(T, D)).bfloat16(),
@@ -138,6 +156,16 @@ def test_rejects_whatever_the_reference_rejects(op, output):
 
 
 def test_every_output_is_compared_with_its_reference():
-    """All but indices: topk_pair_compare judges by other values; test_compare has its vectors."""
-    entries = load_tolerances()
-    assert set(REFERENCE) == {(op, output) for op in entries for output in entries[op]} - {("gate", "indices")}
+    """Those that must be bit-equal cannot be looser; the rest is compared, or judged by stages that a sample lacks."""
+    found = {
+        (op, entry.output)
+        for op, entries in load_tolerances().items()
+        for entry in entries.values()
+        if entry.output in {output.name for output in load_op(op).outputs}
+        and not isinstance(entry.comparator, Exact)
+        and reference_check(entry.provenance["reference"]) is not None
+    }
+    named = {("hc_post", "y")}  # bit-equal, and compared all the same
+    assert found - BY_STAGES == set(REFERENCE) - named
+    known = {(op, output) for op, entries in load_tolerances().items() for output in entries}
+    assert not BY_STAGES - known
