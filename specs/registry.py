@@ -196,7 +196,9 @@ class Op:
         arrive depends on the ids that the device chose among equals).
         """
         masks = self.validity(self, inputs)
-        return masks if stages is None else masks | self.stage_validity(self, inputs, stages)
+        if stages is not None:
+            masks |= self.stage_validity(self, inputs, stages)
+        return {name: None if mask is None or bool(mask.all()) else mask for name, mask in masks.items()}
 
     def mapped(self, inputs: Inputs) -> Masks:
         """Per paged pool or state among the outputs a bool mask of its shape, True where this call may write.
