@@ -66,7 +66,8 @@ def test_case_draws_what_is_declared_and_the_golden_takes_it(op: Op, case: str) 
         if mask is not None:
             assert (mask.dtype, tuple(mask.shape)) == (torch.bool, spec.shape)
             assert not mask.all()
-        assert (out if mask is None else out[mask]).float().isfinite().all()
+        copied = case == "not_finite"  # what is sent is a bit copy, NaN or not
+        assert copied or (out if mask is None else out[mask]).float().isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "case"), FLASH_CASES)
