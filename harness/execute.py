@@ -21,7 +21,7 @@ from harness.verify import Session, Verdict
 from specs.errors import SpecError
 
 _BATCH = 16
-_MANY = 40
+_MANY = 24
 
 
 def execute(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict]:
