@@ -1,6 +1,6 @@
 """The sub-command `goldengate mutate [OPS]`.
 
-Exit codes: 0 no mutant survived, 1 one did, 3 no mutant was judged.
+Exit codes: 0 no mutant survived, 1 one did (or broke the harness), 3 no mutant was judged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.errors import UsageError
 from harness.files import writable
 from harness.journal import Journal
 from harness.mutate import summary
-from harness.mutate.judge import SURVIVED, Outcome
+from harness.mutate.judge import ERROR, SURVIVED, Outcome
 from harness.mutate.mutants import OPERATORS, ROOT, Mutant, mutants_of_op
 from harness.mutate.pool import Settings, judge_all
 from harness.mutate.situations import situations
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             target.write(_document(results, settings))
     if not results:
         return UNVERIFIED
-    return FAILED if any(result.outcome.status == SURVIVED for result in results) else PASSED
+    return FAILED if any(result.outcome.status in (SURVIVED, ERROR) for result in results) else PASSED
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -125,7 +125,8 @@ def _judged(
 ) -> list[Result]:
     """The results in the order of the mutants; those of the journal are not made again."""
     marks = {op: _mark(op, settings, tolerances) for op in dict.fromkeys(mutant.op for mutant in mutants)}
-    known = {} if journal is None else {(r["id"], r["mark"]): _outcome(r) for r in journal.records}
+    records = () if journal is None else journal.records
+    known = {(r["id"], r["mark"]): _outcome(r) for r in records if r["status"] != ERROR}  # our bug may be mended by now
     done: dict[str, Outcome] = {}
     for mutant in mutants:
         found = known.get((mutant.id, _text_mark(mutant, marks[mutant.op])))
@@ -175,7 +176,7 @@ def _print(results: Sequence[Result], seconds: float, *, verbose: bool, explain:
             outcome = result.outcome
             print(result.mutant.diff(originals[result.mutant.path]))
             print(f"{outcome.status} {outcome.how} {outcome.where}: {outcome.reason or 'no run rejects it'}\n")
-    survivors = [result for result in results if result.outcome.status == SURVIVED]
+    survivors = [result for result in results if result.outcome.status in (SURVIVED, ERROR)]
     for result in survivors if verbose else survivors[:_SURVIVORS_SHOWN]:
         print(summary.survivor_text(result, originals[result.mutant.path]) + "\n")
     if len(survivors) > _SURVIVORS_SHOWN and not verbose:
@@ -186,7 +187,7 @@ def _print(results: Sequence[Result], seconds: float, *, verbose: bool, explain:
     rate = "-" if counts.rate is None else f"{counts.rate:.2%}"
     print(
         f"{counts.mutants} mutants in {seconds:.1f} s: {counts.killed} killed, {counts.survived} survived ({rate}), "
-        f"{counts.equivalent} equivalent, {counts.refused} refused"
+        f"{counts.equivalent} equivalent, {counts.refused} refused, {counts.errors} errors"
     )
 
 

@@ -1,4 +1,4 @@
-"""What becomes of one mutant: killed, refused, equivalent or survived."""
+"""What becomes of one mutant: killed, refused, equivalent, survived, or an error of the harness."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from harness.verify import Session, Verdict, prepare
 if TYPE_CHECKING:
     from specs.registry import Op
 
-KILLED, REFUSED, EQUIVALENT, SURVIVED = "killed", "refused", "equivalent", "survived"
+KILLED, REFUSED, EQUIVALENT, SURVIVED, ERROR = "killed", "refused", "equivalent", "survived", "error"
 OURS = "goldengate"
 _LONGEST_REASON = 300
 
@@ -40,6 +40,11 @@ class Outcome:
     reason: str = ""
     seconds: float = 0.0
     default: Mapping[str, bool | None] = field(default_factory=dict)
+
+
+def not_judged(error: Exception, seconds: float) -> Outcome:
+    """The outcome of a mutant at which the harness itself broke: a bug of ours, and no kill."""
+    return Outcome(ERROR, "error", "", _short(f"{type(error).__name__}: {error}"), seconds)
 
 
 def lost(how: str, reason: str, seconds: float) -> Outcome:

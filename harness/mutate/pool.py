@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.mutate.judge import Judge, Outcome, lost
+from harness.mutate.judge import Judge, Outcome, lost, not_judged
 from harness.mutate.mutants import Mutant
 from harness.mutate.situations import situations
 
@@ -158,6 +158,7 @@ def _work(pipe: Connection, settings: Settings, folder: Path) -> None:
             mutant: Mutant = pipe.recv()
         except EOFError:
             return
+        start = time.perf_counter()
         try:
             if mutant.op not in judges:
                 judges = {mutant.op: Judge(situations(mutant.op, settings.seeds, settings.cases), device, tolerances)}
@@ -167,6 +168,8 @@ def _work(pipe: Connection, settings: Settings, folder: Path) -> None:
                 outcome: Outcome | str = judges[mutant.op].judge(file, lambda: pipe.send(_ALIVE))
         except UsageError as error:
             outcome = str(error)
-        except Exception as error:  # what a wrong kernel can make of the harness is its outcome, too
-            outcome = lost("crash", f"{type(error).__name__}: {error}", 0.0)
+        except MemoryError as error:  # it asked for more than _MEMORY: no device could run it
+            outcome = lost("crash", f"MemoryError: {error}", time.perf_counter() - start)
+        except Exception as error:
+            outcome = not_judged(error, time.perf_counter() - start)
         pipe.send(outcome)

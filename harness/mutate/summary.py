@@ -8,11 +8,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.mutate.judge import EQUIVALENT, KILLED, OURS, REFUSED, SURVIVED, Outcome
+from harness.mutate.judge import EQUIVALENT, ERROR, KILLED, OURS, REFUSED, SURVIVED, Outcome
 from harness.mutate.mutants import OPERATORS, Mutant
 from harness.mutate.rivals import GATES
 
-HEADERS = ("mutants", "refused", "equivalent", "killed", "survived", "kill rate")
+HEADERS = ("mutants", "refused", "equivalent", "errors", "killed", "survived", "kill rate")
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,25 @@ class Result:
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of a group of mutants. `default`: per gate, how many of those that count its rule rejects on the default
-    case alone, and of how many it could say so."""
+    """Counts of a group of mutants.
+
+    `errors`: those at which the harness broke. `default`: per gate, how many of the wrong ones its rule rejects on the
+    default case alone, and of how many it could say so.
+    """
 
     mutants: int
     refused: int
     equivalent: int
+    errors: int
     killed: int
     survived: int
     default: dict[str, tuple[int, int]]
 
     @property
     def rate(self) -> float | None:
-        """Killed of killed and survived: refused and equivalent mutants are no wrong kernels. None without any."""
-        counted = self.killed + self.survived
+        """Killed of all that are wrong: refused and equivalent mutants are not, and one at which the harness broke was
+        not rejected. None without any."""
+        counted = self.killed + self.survived + self.errors
         return self.killed / counted if counted else None
 
 
@@ -56,13 +61,14 @@ def tally(results: Sequence[Result]) -> Tally:
         len(results),
         len(by[REFUSED]),
         len(by[EQUIVALENT]),
+        len(by[ERROR]),
         len(by[KILLED]),
         len(by[SURVIVED]),
         {gate: (sum(map(bool, answers)), len(answers)) for gate, answers in said.items()},
     )
 
 
-_STATUSES = (KILLED, REFUSED, EQUIVALENT, SURVIVED)
+_STATUSES = (KILLED, REFUSED, EQUIVALENT, SURVIVED, ERROR)
 
 
 def table(results: Sequence[Result], *, each: bool = False) -> str:
@@ -89,11 +95,11 @@ def _table(results: Sequence[Result], title: str, key: Callable[[Result], tuple[
 
 
 def _row(name: str, counts: Tally) -> tuple[str, ...]:
-    numbers = (counts.mutants, counts.refused, counts.equivalent, counts.killed, counts.survived)
+    numbers = (counts.mutants, counts.refused, counts.equivalent, counts.errors, counts.killed, counts.survived)
     return (
         name,
         *map(str, numbers),
-        _share(counts.killed, counts.killed + counts.survived),
+        _share(counts.killed, counts.killed + counts.survived + counts.errors),
         *(_share(*counts.default[gate]) for gate in (OURS, *GATES)),
     )
 
@@ -103,8 +109,9 @@ def _share(part: int, whole: int) -> str:
 
 
 def survivor_text(result: Result, original: str) -> str:
-    """A survivor with what it changes and the command that repeats it."""
-    return f"SURVIVED {result.mutant.id}\n{result.mutant.diff(original)}\n  repeat: {result.command}"
+    """A mutant that was not rejected, with what it changes and the command that repeats it."""
+    head = "SURVIVED" if result.outcome.status == SURVIVED else f"ERROR ({result.outcome.reason})"
+    return f"{head} {result.mutant.id}\n{result.mutant.diff(original)}\n  repeat: {result.command}"
 
 
 def record(result: Result) -> dict[str, Any]:

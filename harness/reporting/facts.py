@@ -119,18 +119,20 @@ class SessionLine:
 
 @dataclass(frozen=True)
 class Kills:
-    """What became of the mutants of one group. `gates`: per gate (rejected, judged) on the default case alone."""
+    """What became of the mutants of one group. `errors`: the harness broke at them. `gates`: per gate (rejected,
+    judged) on the default case alone."""
 
     name: str
     killed: int
     survived: int
     equivalent: int
     refused: int
+    errors: int
     gates: dict[str, tuple[int, int]]
 
     @property
     def rate(self) -> float | None:
-        counted = self.killed + self.survived
+        counted = self.killed + self.survived + self.errors
         return self.killed / counted if counted else None
 
 

@@ -201,11 +201,13 @@ def _output(output: Output) -> tuple[str, Sequence[str]]:
 
 def _mutants(table: MutantTable) -> Markup:
     gates = list(table.total.gates)
-    columns = (("killed", "n"), ("survived", "n"), ("equivalent", "n"), ("refused", "n"), ("kill rate", "n"))
+    columns = tuple(
+        (name, "n") for name in ("killed", "survived", "equivalent", "refused", "errors", "kill rate")
+    )
     more = tuple((f"{gate} *", "n") for gate in gates)
 
     def row(kills: Kills) -> tuple[str, Sequence[str]]:
-        counts = (kills.killed, kills.survived, kills.equivalent, kills.refused)
+        counts = (kills.killed, kills.survived, kills.equivalent, kills.refused, kills.errors)
         said = [kills.gates.get(gate, (0, 0)) for gate in gates]
         return kills.name, (
             *(f"{value:,}" for value in counts), words.rate(kills.rate),

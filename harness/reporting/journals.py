@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import UsageError
 from harness.journal import Record, read_journal
-from harness.mutate.judge import EQUIVALENT, KILLED, REFUSED, SURVIVED
+from harness.mutate.judge import EQUIVALENT, ERROR, KILLED, REFUSED, SURVIVED
 from harness.mutate.mutants import OPERATORS
 from harness.reporting.facts import Alarms, Kills, MutantTable
 
@@ -31,8 +31,11 @@ def mutants(path: Path) -> MutantTable:
     )
 
 
+_FIELDS = {KILLED: "killed", SURVIVED: "survived", EQUIVALENT: "equivalent", REFUSED: "refused", ERROR: "errors"}
+
+
 def _kills(name: str, records: Iterable[Record]) -> Kills:
-    counts = dict.fromkeys((KILLED, SURVIVED, EQUIVALENT, REFUSED), 0)
+    counts = dict.fromkeys(_FIELDS, 0)
     gates: dict[str, tuple[int, int]] = {}
     for record in records:
         if record["status"] in counts:
@@ -44,7 +47,7 @@ def _kills(name: str, records: Iterable[Record]) -> Kills:
             if rejected is not None:
                 said, judged = gates.get(gate, (0, 0))
                 gates[gate] = said + bool(rejected), judged + 1
-    return Kills(name, counts[KILLED], counts[SURVIVED], counts[EQUIVALENT], counts[REFUSED], gates)
+    return Kills(name, **{field: counts[status] for status, field in _FIELDS.items()}, gates=gates)
 
 
 def alarms(path: Path) -> tuple[Alarms, ...]:

@@ -71,7 +71,7 @@ def _quality(report: Report) -> list[str]:
     lines: list[str] = []
     if report.mutants is not None:
         rows = [_kills(kills) for kills in (*report.mutants.classes, report.mutants.total)]
-        head = ("class", "killed", "survived", "equivalent", "refused", "kill rate")
+        head = ("class", "killed", "survived", "equivalent", "refused", "errors", "kill rate")
         lines += ["## Mutants", "", *_table(head, rows, left=1), ""]
     if report.alarms is not None:
         runs, failed = sum(a.runs for a in report.alarms), sum(a.failed for a in report.alarms)
@@ -80,7 +80,7 @@ def _quality(report: Report) -> list[str]:
 
 
 def _kills(kills: Kills) -> tuple[str, ...]:
-    counts = (kills.killed, kills.survived, kills.equivalent, kills.refused)
+    counts = (kills.killed, kills.survived, kills.equivalent, kills.refused, kills.errors)
     return (kills.name, *(f"{value:,}" for value in counts), words.rate(kills.rate))
 
 

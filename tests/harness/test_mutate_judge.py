@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
@@ -13,11 +17,13 @@ from harness.compare import Exact
 from harness.devices import get_device
 from harness.errors import UsageError
 from harness.metrics import Metrics
-from harness.mutate.judge import EQUIVALENT, KILLED, OURS, REFUSED, SURVIVED, Judge, Outcome
+from harness.mutate import pool
+from harness.mutate.judge import EQUIVALENT, ERROR, KILLED, OURS, REFUSED, SURVIVED, Judge, Outcome
 from harness.mutate.mutants import ROOT, Mutant
 from harness.mutate.pool import Settings, judge_all
 from harness.mutate.rivals import GATES, rejected
 from harness.mutate.situations import TOKENS, situations
+from harness.mutate.summary import Result, tally
 from harness.reference import reference_check
 from harness.tolerances import Tolerances, load_tolerances
 
@@ -111,6 +117,48 @@ def test_situations_are_the_strongest_of_the_op() -> None:
 def test_situations_refuse_an_unknown_case() -> None:
     with pytest.raises(UsageError, match="unknown case 'defualt'; did you mean default"):
         situations("rms_norm", (0,), ("defualt",))
+
+
+def test_an_error_of_the_harness_is_no_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.mutate.judge.Judge.judge", lambda *_: {}["no such key"])
+    (outcome,) = worked(mutant("", 1))
+    assert (outcome.status, outcome.how) == (ERROR, "error")
+    assert "KeyError: 'no such key'" in outcome.reason
+    assert tally([Result(mutant("", 1), outcome)]).rate == 0
+
+
+def test_a_mutant_that_asks_for_too_much_memory_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError("12 GiB")
+
+    monkeypatch.setattr("harness.mutate.judge.Judge.judge", hungry)
+    (outcome,) = worked(mutant("", 1))
+    assert (outcome.status, outcome.how) == (KILLED, "crash")
+
+
+def worked(*given: Mutant) -> list[Outcome]:
+    """What a worker, in this process, answers to some mutants."""
+    pipe = _Script(given)
+    with TemporaryDirectory() as folder, mock.patch("resource.setrlimit"), mock.patch("signal.signal"):
+        pool._work(cast(Connection, pipe), Settings(seeds=(0,), cases=("default",)), Path(folder))
+    return pipe.answers
+
+
+class _Script:
+    """The worker's end of a pipe through which some mutants come, then nothing."""
+
+    def __init__(self, given: Sequence[Mutant]) -> None:
+        self.given = list(given)
+        self.answers: list[Any] = []
+
+    def recv(self) -> Mutant:
+        if not self.given:
+            raise EOFError
+        return self.given.pop(0)
+
+    def send(self, answer: object) -> None:
+        if answer not in ("ready", "alive"):
+            self.answers.append(answer)
 
 
 def mutant(text: str, line: int) -> Mutant:
