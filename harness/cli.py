@@ -257,7 +257,7 @@ def _judge(runs: Sequence[Run], arguments: argparse.Namespace, left_out: Sequenc
     """Run, print and record; the exit code."""
     with writable(arguments.json) as json_file, recording(arguments.record) as record:
         start = time.perf_counter()
-        jobs = arguments.jobs or sensible_jobs(len(runs))
+        jobs = arguments.jobs or sensible_jobs(runs)
         verdicts = _with_progress(runs, jobs, arguments.exitfirst, record)
         _print_verdicts(verdicts, time.perf_counter() - start, arguments.verbose)
         for reason in left_out:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -15,6 +16,7 @@ from goldens.errors import GoldenInputError
 from harness.devices import get_device
 from harness.devices.base import KernelRefused
 from harness.errors import UsageError
+from harness.room import available, fitting
 from harness.run import Run
 from harness.tolerances import DEFAULT_PATH, load_tolerances
 from harness.verify import Session, Verdict
@@ -88,12 +90,19 @@ def _each(batch: list[Run]) -> list[Verdict | Refused]:
     return results
 
 
-def sensible_jobs(runs: int) -> int:
-    """Processes for so many runs: one where starting others would take longer than it saves, else one per core.
+def sensible_jobs(runs: Sequence[Run]) -> int:
+    """Processes for some runs: one where starting others would take longer than it saves, else one per core, as far as
+    the memory holds so many of the largest."""
+    from specs.registry import load_op
 
-    A FLASH run may hold several GiB, so not more than four.
-    """
-    return 1 if runs < _MANY else min(os.cpu_count() or 1, 4)
+    if len(runs) < _MANY:
+        return 1
+    distinct = {(run.op, run.preset, run.deployment, run.overrides) for run in runs}
+    ops = []
+    for op, preset, deployment, overrides in distinct:
+        with suppress(SpecError):  # told when the run is made
+            ops.append(load_op(op, preset, deployment, **dict(overrides)))
+    return fitting(ops, available(), os.cpu_count() or 1)
 
 
 def batches(runs: Sequence[Run]) -> list[list[Run]]:

@@ -22,6 +22,7 @@ from harness.devices.base import Device, DeviceRun, Finding, Kernel, KernelFault
 from harness.errors import UsageError
 from harness.judging import UNVERIFIED, Prepared, Values, judge
 from harness.localise import first_diverging, walk
+from harness.room import available, refuse_without_room
 from harness.run import Run
 from harness.tolerances import Tolerances
 from harness.versions import versions
@@ -119,7 +120,7 @@ class Session:
 
 def prepare(run: Run) -> tuple[Prepared, Timing]:
     """Draw the inputs of a run and evaluate its golden, or take both from its snapshot. Raises SpecError,
-    GoldenInputError, and UsageError for a snapshot that is refused."""
+    GoldenInputError, and UsageError for a snapshot that is refused or tensors that the memory cannot hold."""
     from specs.registry import load_op
 
     if run.snapshot is not None:
@@ -127,6 +128,7 @@ def prepare(run: Run) -> tuple[Prepared, Timing]:
 
         return prepared_from(run)
     op = load_op(run.op, run.preset, run.deployment, **dict(run.overrides))
+    refuse_without_room(op, available())
     start = time.perf_counter()
     inputs = op.inputs(run.case, run.seed)
     drawn = time.perf_counter()

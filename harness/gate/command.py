@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = (arguments.junit, arguments.markdown, arguments.jsonl)
     with writable(names[0]) as junit, writable(names[1]) as markdown, writable(names[2]) as jsonl:
         with recording(arguments.record) as record:
-            jobs = arguments.jobs or sensible_jobs(len(work.runs))
+            jobs = arguments.jobs or sensible_jobs(work.runs)
             outcome = work_through(work, jobs, arguments.budget, record, _progress)
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr, flush=True)

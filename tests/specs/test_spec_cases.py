@@ -80,7 +80,7 @@ def test_flash_case_draws_what_is_declared(name: str, case: str) -> None:
 IN_PRO = [
     name
     for name in all_ops()
-    if name not in ("expert_routed", "lm_head")  # 3 and 2 GB of weights
+    if name not in ("expert_routed", "lm_head", "moe")  # 3, 2 and 24 GiB of weights
     and (name == "decode_metadata" or not name.startswith("decode_"))  # no decode step has a million positions
 ]
 
