@@ -16,14 +16,15 @@ from ruamel.yaml.error import YAMLError
 from harness.gate.trees import Tree
 
 PACKAGES = ("goldens", "specs", "harness", "kernels")
-_JUDGE = ("harness/verify.py", "harness/compare.py", "harness/tolerances.py", "specs/registry.py")
-_EMULATOR = "harness/devices"
+_JUDGE = ("harness/verify.py", "harness/tolerances.py", "specs/registry.py")
+_FOLDERS = ("harness/compare", "harness/devices")  # of the comparators and of the emulator: every file counts
 
 
 def op_fingerprint(tree: Tree, op: str) -> str:
     """The hash of everything that a verdict on `op` depends on in a checkout of goldengate."""
     own = [f"goldens/{op}.py", f"specs/ops/{op}.py", f"kernels/{op}.py"]
-    files = closure(tree, [*own, *_JUDGE, *tree.list(_EMULATOR, ".py")])
+    whole = [path for folder in _FOLDERS for path in tree.list(folder, ".py")]
+    files = closure(tree, [*own, *_JUDGE, *whole])
     return _hash(tree, files, repr(_tolerances(tree, op)))
 
 

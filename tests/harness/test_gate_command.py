@@ -159,6 +159,10 @@ class Edited:
         return self.tree.list(folder, suffix)
 
 
+COMPARATORS = WorkTree(ROOT).list("harness/compare", ".py")
+assert COMPARATORS, "harness/compare has no files"
+
+
 @pytest.mark.parametrize(
     ("path", "affected"),
     [
@@ -167,7 +171,7 @@ class Edited:
         ("kernels/sizes.py", {"gate", "rms_norm", "hc_post"}),
         ("goldens/numerics/quant.py", {"gate"}),
         ("harness/devices/emulator/rounding.py", {"gate", "rms_norm", "hc_post"}),
-        ("harness/compare.py", {"gate", "rms_norm", "hc_post"}),
+        *((path, {"gate", "rms_norm", "hc_post"}) for path in COMPARATORS),
         ("specs/distributions/basic.py", {"gate", "rms_norm", "hc_post"}),
         ("harness/fuzz.py", set()),
         ("README.md", set()),
