@@ -4,6 +4,23 @@ from __future__ import annotations
 
 from fault import RINT_BF16, RINT_INT32, Fault
 
+ROOT = "pl.sqrt(pl.add(pl.maximum(logits, 0.0), log1p))"
+BIASED_STORE = """\
+            biased[t0 : t0 + BOX, e0 : e0 + EXPERT_TILE] = pl.col_expand_add(
+                unbiased, bias[0:1, e0 : e0 + EXPERT_TILE]
+            )
+"""
+NEGATED_STORE = """\
+            selected_by = pl.col_expand_add(unbiased, bias[0:1, e0 : e0 + EXPERT_TILE])
+            biased[t0 : t0 + BOX, e0 : e0 + EXPERT_TILE] = pl.neg(selected_by)
+"""
+BIASED_BEFORE_ROOT = """\
+            softplus = pl.mul(unbiased, unbiased)
+            biased[t0 : t0 + BOX, e0 : e0 + EXPERT_TILE] = pl.sqrt(
+                pl.col_expand_add(softplus, bias[0:1, e0 : e0 + EXPERT_TILE])
+            )
+"""
+
 FAULTS = (
     Fault(
         op="gate",
@@ -210,5 +227,74 @@ FAULTS = (
         output="indices",
         why="the last token tile is not routed",
         deployment="prefill",
+    ),
+    Fault(
+        op="gate",
+        name="bias_before_root",
+        before=BIASED_STORE,
+        after=BIASED_BEFORE_ROOT,
+        output="indices",
+        why="the bias is added to the softplus, not to its root",
+    ),
+    Fault(
+        op="gate",
+        name="epsilon_in_the_denominator",
+        before="pl.row_expand_div(values, pl.row_sum(values))",
+        after="pl.row_expand_div(values, pl.add(pl.row_sum(values), 1e-6))",
+        output="weights",
+        why="small scores no longer share the whole factor: the sum has no epsilon",
+        cases=("low_logits_tail", "vanishing_logits", "hash_low_logits"),
+    ),
+    Fault(
+        op="gate",
+        name="sigmoid_scores",
+        before=ROOT,
+        after="pl.recip(pl.add(pl.exp(pl.neg(logits)), 1.0))",
+        output="weights",
+        why="the score function of another model",
+        cases=("default", "hash"),
+    ),
+    Fault(
+        op="gate",
+        name="softmax_scores",
+        before=ROOT,
+        after="pl.exp(logits)",
+        output="weights",
+        why="exponentials over their sum are the softmax of the chosen experts",
+        cases=("default", "hash"),
+    ),
+    Fault(
+        op="gate",
+        name="ascending_sort",
+        before=BIASED_STORE,
+        after=NEGATED_STORE,
+        output="indices",
+        why="the worst experts first",
+    ),
+    Fault(
+        op="gate",
+        name="token_ids_as_pairs",
+        before="pl.cast(pl.read(input_ids, [t0 + r]), pl.INDEX)",
+        after="pl.cast(pl.read(input_ids, [(t0 + r) // 2]), pl.INDEX) * ((r + 1) % 2)",
+        output="indices",
+        why="INT64 ids read as pairs of INT32: every second one is a high word",
+        cases=("hash",),
+    ),
+    Fault(
+        op="gate",
+        name="zeros_from_the_next_tile_on",
+        before="for t in pl.range(active, T):",
+        after="for t in pl.range((active + TOKENS - 1) // TOKENS * TOKENS, T):",
+        output="indices",
+        why="the inactive rows of the last active tile keep what was there",
+        cases=("tokens_1", "tokens_7", "hash_partial"),
+    ),
+    Fault(
+        op="gate",
+        name="scores_of_unrounded_norm",
+        before="[t0 : t0 + TOKENS, d0 : d0 + NORM_CHUNK] = pl.cast(rounded, pl.FP32)",
+        after="[t0 : t0 + TOKENS, d0 : d0 + NORM_CHUNK] = normed",
+        output="weights",
+        why="the router sees values that were not rounded to BF16",
     ),
 )

@@ -25,6 +25,33 @@ ROW_STEPS = """\
         c3 = row_step(c3)
 """
 
+SOFTMAX_OF_ROWS = """\
+        c0 = softmax(logits0)
+        c1 = softmax(logits1)
+        c2 = softmax(logits2)
+        c3 = softmax(logits3)
+"""
+SOFTMAX_OF_COLUMNS = """\
+        top = pl.maximum(pl.maximum(logits0, logits1), pl.maximum(logits2, logits3))
+        e0 = pl.exp(pl.sub(logits0, top))
+        e1 = pl.exp(pl.sub(logits1, top))
+        e2 = pl.exp(pl.sub(logits2, top))
+        e3 = pl.exp(pl.sub(logits3, top))
+        total = pl.add(pl.add(e0, e1), pl.add(e2, e3))
+        c0 = pl.fillpad(pl.add(pl.div(e0, total), HC_EPS), pad_value=pl.PadValue.zero)
+        c1 = pl.fillpad(pl.add(pl.div(e1, total), HC_EPS), pad_value=pl.PadValue.zero)
+        c2 = pl.fillpad(pl.add(pl.div(e2, total), HC_EPS), pad_value=pl.PadValue.zero)
+        c3 = pl.fillpad(pl.add(pl.div(e3, total), HC_EPS), pad_value=pl.PadValue.zero)
+"""
+FIRST_COLUMN_STEP = """\
+        c0, c1, c2, c3 = column_step(c0, c1, c2, c3)
+        for _step in"""
+PRE_LOGITS = "pre_logits = logits_of(mixes, base, pl.read(hc_scale, [0]), t0, 0)"
+PRE_LOGITS_ON_POST_BASE = """\
+pre_mix = pl.slice(mixes, [TOKENS, LANES], [t0, 0], valid_shape=[TOKENS, HC_MULT])
+        post_bias = pl.slice(base, [1, LANES], [0, HC_MULT], valid_shape=[1, HC_MULT])
+        pre_logits = pl.col_expand_add(pl.mul(pre_mix, pl.read(hc_scale, [0])), post_bias)"""
+
 FAULTS = (
     Fault(
         op="hc_pre",
@@ -222,5 +249,47 @@ FAULTS = (
         output="post",
         why="the last token tile has no gates",
         deployment="prefill",
+    ),
+    Fault(
+        op="hc_pre",
+        name="softmax_over_old_streams",
+        before=SOFTMAX_OF_ROWS,
+        after=SOFTMAX_OF_COLUMNS,
+        output="comb",
+        why="the softmax of an old stream is over the new streams, not the other way round",
+    ),
+    Fault(
+        op="hc_pre",
+        name="starts_with_row_step",
+        before=FIRST_COLUMN_STEP,
+        after="        for _step in",
+        output="comb",
+        why="the rounds are row and column; the column step in front of them is missing",
+    ),
+    Fault(
+        op="hc_pre",
+        name="post_base_for_pre",
+        before=PRE_LOGITS,
+        after=PRE_LOGITS_ON_POST_BASE,
+        output="x_mixed",
+        why="base offset mixed up: columns 4 to 7 belong to post",
+    ),
+    Fault(
+        op="hc_pre",
+        name="one_epsilon_for_both",
+        before="pl.add(mean_square, RMS_EPS)",
+        after="pl.add(mean_square, HC_EPS)",
+        output="post",
+        why="the epsilon of the gates under the root; both are 1e-6 in every preset",
+        overrides=(("hc_eps", 1e-2),),
+    ),
+    Fault(
+        op="hc_pre",
+        name="rms_epsilon_on_the_gates",
+        before="pl.add(pre_sigmoid, HC_EPS)",
+        after="pl.add(pre_sigmoid, RMS_EPS)",
+        output="x_mixed",
+        why="the epsilon of the norm on the gates; both are 1e-6 in every preset",
+        overrides=(("hc_eps", 1e-2),),
     ),
 )
