@@ -172,6 +172,7 @@ assert COMPARATORS, "harness/compare has no files"
         ("goldens/numerics/quant.py", {"gate"}),
         ("harness/devices/emulator/rounding.py", {"gate", "rms_norm", "hc_post"}),
         *((path, {"gate", "rms_norm", "hc_post"}) for path in COMPARATORS),
+        ("harness/metrics/sums.py", {"gate", "rms_norm", "hc_post"}),
         ("specs/distributions/basic.py", {"gate", "rms_norm", "hc_post"}),
         ("harness/fuzz.py", set()),
         ("README.md", set()),

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness import metrics
-from harness.metrics import PERCENTILES, SWEEP, measure
+from harness.metrics import PERCENTILES, SWEEP, measure, one_pass
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 INTEGERS = (torch.int8, torch.int32, torch.int64)
@@ -73,10 +72,10 @@ def draw(dtype, generator, n=3000):
 
 @pytest.mark.parametrize("dtype", FLOATS + INTEGERS)
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("chunk", [64, metrics.CHUNK])
+@pytest.mark.parametrize("chunk", [64, one_pass.CHUNK])
 def test_figures_equal_the_slow_definition(dtype, masked, chunk, monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", chunk)
-    monkeypatch.setattr(metrics, "STRIP", 4 * chunk)
+    monkeypatch.setattr(one_pass, "CHUNK", chunk)
+    monkeypatch.setattr(one_pass, "STRIP", 4 * chunk)
     generator = torch.Generator().manual_seed(5)
     actual, expected = draw(dtype, generator)
     valid = torch.rand(expected.shape, generator=generator) < 0.7 if masked else None
@@ -166,8 +165,8 @@ def test_distances_above_512_round_up_by_at_most_0_4_percent():
 
 
 def test_the_number_of_threads_changes_nothing(monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 64)
-    monkeypatch.setattr(metrics, "STRIP", 128)
+    monkeypatch.setattr(one_pass, "CHUNK", 64)
+    monkeypatch.setattr(one_pass, "STRIP", 128)
     actual, expected = draw(torch.bfloat16, torch.Generator().manual_seed(1))
     found = []
     for threads in (1, 4):
