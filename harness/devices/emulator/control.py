@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from harness.devices.emulator import regions, scalars
+from harness.devices.emulator import lanes, regions, scalars
 from harness.devices.emulator.dtypes import DType
 from harness.devices.emulator.machine import fault, machine
 from harness.devices.emulator.optable import ANY, KERNEL, ORCHESTRATION, op
@@ -87,8 +87,8 @@ def task_dummy(*, deps: Any = None) -> regions.TaskId:
 
 
 op("system.syncall", where=KERNEL)(regions.syncall)
-op("aiv_shard", "tile.aiv_shard", "tensor.aiv_shard", where=KERNEL)(regions.aiv_shard)
-op("aic_gather", "tile.aic_gather", "tensor.aic_gather", where=KERNEL)(regions.aic_gather)
+op("aiv_shard", "tile.aiv_shard", "tensor.aiv_shard", where=KERNEL)(lanes.aiv_shard)
+op("aic_gather", "tile.aic_gather", "tensor.aic_gather", where=KERNEL)(lanes.aic_gather)
 
 
 @op("split", where=ANY)

@@ -8,8 +8,8 @@ from typing import Any
 from harness.devices.emulator import annotations as types
 from harness.devices.emulator import control as control  # registers its ops
 from harness.devices.emulator import dtypes, enums, ops
+from harness.devices.emulator.constructs import CONSTRUCTS
 from harness.devices.emulator.functions import JitFamily, KernelFunction, Program, function_decorator
-from harness.devices.emulator.runtime import CONSTRUCTS
 
 _TYPES = {
     "Tensor": types.Tensor,

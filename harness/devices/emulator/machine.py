@@ -43,7 +43,7 @@ class Region:
     lanes: int = 1
     phase: int = 0
     barrier: Any = None
-    split: Any = None  # `regions.Split` inside pl.split_aiv
+    split: Any = None  # `lanes.Split` inside pl.split_aiv
     ledger: Ledger = field(default_factory=Ledger)
 
     def next_phase(self) -> Region:

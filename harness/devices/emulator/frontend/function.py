@@ -1,19 +1,4 @@
-"""From a kernel function's source to an executable form, or to a refusal with file, line and reason.
-
-The language is Python syntax with other semantics (contracts/pypto_dsl.md 1.4 to 1.7, appendix C). What Python would
-evaluate differently is rewritten into calls of `runtime`; what the compiler would refuse is refused here. Rewritten
-code keeps the line numbers of the kernel file, so a frame of it is a source position.
-
-A body that runs several times or as a task of its own becomes a nested function. It takes the names it reads as
-defaults, a snapshot, since a task may run after the orchestrating code went on:
-
-    for i in pl.spmd(n): BODY        def block(i, x=x): BODY
-                                     rt.spmd(block, n)
-    with pl.at(...) as tid: BODY     def region(x=x): BODY; return (y,)
-                                     tid, (y,) = rt.at(region, ...)
-
-`Expressions` translates expressions, `Statements` statements; both live in files of their own.
-"""
+"""A kernel function as a whole: its body, its dynamic sizes, the parameters it hands back (pypto_dsl.md 1.4)."""
 
 from __future__ import annotations
 
@@ -25,7 +10,7 @@ from typing import Any
 
 from harness.devices.emulator import runtime
 from harness.devices.emulator.annotations import DynVar, TensorType
-from harness.devices.emulator.frontend_statements import Statements
+from harness.devices.emulator.frontend.statements import Statements
 from harness.devices.emulator.functions import KernelFunction
 
 
@@ -79,17 +64,11 @@ def _dynamic_dims(function: KernelFunction) -> dict[str, tuple[str, int]]:
                 if isinstance(dim, DynVar):
                     dims.setdefault(dim.name, (parameter.name, axis))
     for node in ast.walk(function.tree):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr == "bind_dynamic"
-        ):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "bind_dynamic":
             base = node.func.value
             if not (isinstance(base, ast.Name) and len(node.args) == 2 and isinstance(node.args[0], ast.Constant)
                     and isinstance(node.args[1], ast.Name)):  # fmt: skip
-                raise function.refuse(
-                    "bind_dynamic takes an axis number and a pl.dynamic variable", node.lineno
-                )
+                raise function.refuse("bind_dynamic takes an axis number and a pl.dynamic variable", node.lineno)
             variable = function.namespace.get(node.args[1].id)
             if not isinstance(variable, DynVar):
                 raise function.refuse(f"{node.args[1].id} is not a pl.dynamic variable", node.lineno)
@@ -106,9 +85,7 @@ def _writebacks(function: KernelFunction, names: list[str]) -> tuple[str, ...]:
     for statement in function.tree.body:
         nested = [n for child in ast.iter_child_nodes(statement) for n in ast.walk(copy.copy(child))]
         if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-            settled |= {
-                n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-            }
+            settled |= {n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         elif isinstance(statement, (ast.For, ast.While, ast.If, ast.With)) and not _is_spmd(statement):
             stored = {n.id for n in nested if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
             found += [n for n in names if n in stored - settled and n not in found]
