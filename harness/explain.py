@@ -10,6 +10,7 @@ from harness.compare import FAIL
 from harness.devices import get_device
 from harness.devices.base import KernelFault
 from harness.errors import UsageError
+from harness.exit_codes import FAILED, PASSED
 from harness.localise import DIFFERS, UNTOLD, Step, first_diverging, walk
 from harness.report import point_text
 from harness.run import Run
@@ -17,7 +18,6 @@ from harness.selection import Selection, expand, kernel_file
 from harness.tolerances import DEFAULT_PATH, load_tolerances
 from harness.verify import handed_out, load_kernel, prepare
 
-PASSED, FAILED = 0, 1
 HEADERS = ("stage", "", "worst ULP", "differing", "rel L2", "worst element")
 
 

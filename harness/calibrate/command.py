@@ -23,11 +23,11 @@ from harness.calibrate.ensemble import HELD_OUT, Plan, observed
 from harness.calibrate.fit import Fit, Need
 from harness.calibrate.rewrite import rewritten, write
 from harness.errors import UsageError
+from harness.exit_codes import FAILED, PASSED, UNVERIFIED
 from harness.journal import Journal
 from harness.selection import Selection, expand, numbers
 from harness.tolerances import DEFAULT_PATH, Tolerances, load_tolerances
 
-PASSED, FAILED, UNVERIFIED = 0, 1, 3
 _FAILURES_SHOWN = 5
 _EVERY = 100  # runs between two lines of progress where there is no terminal
 

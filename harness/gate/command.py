@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from harness import report
 from harness.errors import UsageError
 from harness.execute import sensible_jobs
+from harness.exit_codes import FAILED, PASSED, UNVERIFIED
 from harness.files import writable
 from harness.gate.annotations import STYLES, messages
 from harness.gate.config import load_config
@@ -23,8 +24,6 @@ from harness.recording import recording
 
 if TYPE_CHECKING:
     from harness.history.regression import Findings
-
-PASSED, FAILED, UNVERIFIED = 0, 1, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

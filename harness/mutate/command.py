@@ -20,6 +20,7 @@ from typing import Any
 from tabulate import tabulate
 
 from harness.errors import UsageError
+from harness.exit_codes import FAILED, PASSED, UNVERIFIED
 from harness.files import writable
 from harness.journal import Journal
 from harness.mutate import summary
@@ -31,7 +32,6 @@ from harness.mutate.summary import Result
 from harness.selection import Selection, expand, numbers
 from harness.tolerances import DEFAULT_PATH, Tolerances, load_tolerances
 
-PASSED, FAILED, UNVERIFIED = 0, 1, 3
 _SURVIVORS_SHOWN = 20
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from harness.errors import UsageError
+from harness.options import override_pair
 from harness.run import Run
 from harness.selection import Selection, expand, kernel_file, numbers
 
 
-def add_arguments(parser: argparse.ArgumentParser, override: Callable[[str], Any]) -> None:
-    """Options of `replay`. `override` parses NAME=VALUE."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `replay`."""
     parser.add_argument("snapshots", nargs="+", metavar="SNAPSHOT", help="directory that `golden --save` wrote")
     parser.add_argument("--schedule", default="0", metavar="N", help="legal devices, like 0..49 (default: 0)")
     parser.add_argument("--kernel", metavar="FILE[:FUNCTION]", help="your own kernel")
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, override: Callable[[str], Any
     told.add_argument("--preset", metavar="NAME", help="default: tiny")
     told.add_argument("--deployment", metavar="NAME", help="default: decode")
     told.add_argument("--case", metavar="NAME", help="default: default")
-    told.add_argument("--set", action="append", type=override, default=[], metavar="NAME=VALUE")
+    told.add_argument("--set", action="append", type=override_pair, default=[], metavar="NAME=VALUE")
     parser.add_argument("--json", metavar="FILE", help="write every figure of every run")
     parser.add_argument("--record", metavar="DIR-or-URL", help="append the results to this store")
     parser.add_argument("-j", "--jobs", type=int, choices=range(1, 257), default=1, metavar="N", help="processes")

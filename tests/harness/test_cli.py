@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
 from harness.cli import main
+from harness.commands import verify
 from harness.errors import UsageError
 from harness.execute import batches
 from harness.run import Run
@@ -155,7 +155,7 @@ def test_nothing_compared_is_not_a_pass(capsys):
 
 
 def test_an_error_of_goldengate_itself_says_so(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "expand", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(verify, "expand", lambda *_, **__: 1 / 0)
     assert main(["verify", "rms_norm"]) == 4
     assert "internal error: this is a bug of goldengate" in capsys.readouterr().err
 

@@ -12,6 +12,7 @@ from standin import GoldenDevice
 from harness import fuzz
 from harness.cli import main
 from harness.errors import UsageError
+from harness.fuzz import worker
 from harness.run import Run
 from specs.registry import load_op
 from specs.variations import AXES
@@ -156,7 +157,7 @@ def test_an_interrupt_prints_the_summary_and_keeps_what_was_found(tmp_path, caps
         if len(calls) == 4:  # while the first failure is being shrunk
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(fuzz, "get_device", lambda name: GoldenDevice(change))
+    monkeypatch.setattr(worker, "get_device", lambda name: GoldenDevice(change))
     argv = ["fuzz", "rms_norm", "--minutes", "1", "--database", str(tmp_path / "db")]
     assert main(argv) == 1
     out = capsys.readouterr().out
@@ -168,7 +169,7 @@ def test_an_interrupt_without_a_failure_exits_as_interrupted(tmp_path, capsys, m
     def change(run, inputs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fuzz, "get_device", lambda name: GoldenDevice(change))
+    monkeypatch.setattr(worker, "get_device", lambda name: GoldenDevice(change))
     assert main(["fuzz", "rms_norm", "--database", str(tmp_path / "db")]) == 130
     assert "interrupted" in capsys.readouterr().out
 
@@ -180,8 +181,8 @@ def test_an_op_that_fails_in_many_ways_is_left_alone(tmp_path, monkeypatch):
         runs.append(1)
         run.outputs[f"extra{'abc'[len(runs) % 3]}"] = run.outputs["x_normed"]
 
-    monkeypatch.setattr(fuzz, "get_device", lambda name: GoldenDevice(change))
-    monkeypatch.setattr(fuzz, "_SHRINK_SECONDS", 0.0)
+    monkeypatch.setattr(worker, "get_device", lambda name: GoldenDevice(change))
+    monkeypatch.setattr(worker, "_SHRINK_SECONDS", 0.0)
     tallies = {}
     start = time.time()
     fuzz.fuzz(plan(tmp_path, "rms_norm", seconds=50), 1, tallies, lambda *_: None)
