@@ -11,6 +11,7 @@ from goldens.numerics.exact import rounded_sums, settle
 
 _SPAN = 1024  # columns of K at a time: a short sum has a small error bound, and its FP64 operands stay in the cache
 _COLUMNS = 256  # rows of b_t at a time, for the same cache
+_UNROUNDED = 2.0**52  # FP64 adds multiples of a quantum exactly up to so many of it
 _SETTLED = 1 << 20  # products of doubtful dot products settled at a time; bounds the memory
 
 
@@ -61,7 +62,7 @@ def fp32_matmul(a: Tensor, b_t: Tensor, order: Literal["exact"] = "exact") -> Te
     magnitude = _norm(a) * _norm(b_t).mT
     result, doubtful = settle(total, steps, magnitude)
     if doubtful is not None and _mostly_ties(a, b_t, doubtful):
-        exact = magnitude <= _quantum(a) * _quantum(b_t).mT * 2.0**52  # no partial sum was rounded
+        exact = magnitude <= _quantum(a) * _quantum(b_t).mT * _UNROUNDED
         result = torch.where(exact, total.float(), result)
         doubtful &= ~exact
     if doubtful is not None and bool(doubtful.any()):
@@ -69,9 +70,19 @@ def fp32_matmul(a: Tensor, b_t: Tensor, order: Literal["exact"] = "exact") -> Te
         shape = (*result.shape, k)
         left = a.unsqueeze(-2).expand(shape)[doubtful]
         right = b_t.unsqueeze(-3).expand(shape)[doubtful]
-        at_once = max(1, _SETTLED // k)
-        blocks = zip(torch.split(left, at_once), torch.split(right, at_once), strict=True)
-        result[doubtful] = torch.cat([rounded_sums(x.double() * y.double()) for x, y in blocks])
+        parts = (torch.split(t, max(1, _SETTLED // k)) for t in (left, right, total[doubtful], magnitude[doubtful]))
+        result[doubtful] = torch.cat([_settled(*block) for block in zip(*parts, strict=True)])
+    return result
+
+
+def _settled(left: Tensor, right: Tensor, total: Tensor, magnitude: Tensor) -> Tensor:
+    """FP32 [F]: dot products of `left` and `right` [F, K], of which FP64 gave `total` [F], rounded once."""
+    if not left.dtype == right.dtype == torch.bfloat16:
+        return rounded_sums(left.double() * right.double())
+    result = total.float()
+    rounded = magnitude > (_quantum(left) * _quantum(right)).squeeze(1) * _UNROUNDED
+    if bool(rounded.any()):
+        result[rounded] = rounded_sums(left[rounded].double() * right[rounded].double())
     return result
 
 
@@ -89,9 +100,17 @@ def _fp64_products(a: Tensor, b_t: Tensor) -> Tensor:
             wide_x = left[: m * width].view(m, width).copy_(x_span)
             for out, part in zip(torch.split(sums, _COLUMNS, dim=1), torch.split(y_span, _COLUMNS), strict=True):
                 rows = part.shape[0]
-                wide_y = right[: rows * width].view(rows, width).copy_(part)
-                out += torch.mm(wide_x, wide_y.t(), out=product[: m * rows].view(m, rows))
+                wide_y = _widened(part, right[: rows * width])
+                out += torch.mm(wide_x, wide_y, out=product[: m * rows].view(m, rows))
     return total
+
+
+def _widened(part: Tensor, buffer: Tensor) -> Tensor:
+    """`part` [N, K] as FP64 [K, N] in the buffer, read along the axis that is contiguous in memory."""
+    rows, width = part.shape
+    if part.stride(1) == 1:
+        return buffer.view(rows, width).copy_(part).t()
+    return buffer.view(width, rows).copy_(part.t())
 
 
 def _mostly_ties(a: Tensor, b_t: Tensor, doubtful: Tensor) -> bool:
@@ -101,16 +120,17 @@ def _mostly_ties(a: Tensor, b_t: Tensor, doubtful: Tensor) -> bool:
 
 
 def _quantum(x: Tensor) -> Tensor:
-    """A power of two that divides every element of a row of BF16, FP64 [..., 1]; 1 for a row of zeros."""
-    magnitude = x.float().abs()
-    smallest = torch.where(magnitude == 0, torch.inf, magnitude).amin(dim=-1, keepdim=True).double()
-    _, exponent = torch.frexp(torch.where(smallest.isfinite(), smallest, 256.0))  # 256 = 0.5 * 2^9
-    return torch.ldexp(torch.ones_like(smallest), exponent - 9)
+    """A power of two that divides every element of a row of BF16, FP64 [..., 1]: the last bit of the smallest."""
+    bits = x.contiguous().view(torch.int16) & 0x7FFF
+    smallest = torch.where(bits == 0, 0x7F80, bits).amin(dim=-1, keepdim=True)  # a row of zeros: any will do
+    exponent = (smallest >> 7).clamp_(min=1).int() - 127
+    return torch.ldexp(torch.ones(smallest.shape, dtype=torch.float64), exponent - 7)
 
 
 def _norm(x: Tensor) -> Tensor:
     """Upper bounds of the Euclidean norms of the rows, FP64 [..., 1]."""
-    parts = torch.split(x, _COLUMNS, dim=-2)  # torch widens a whole operand before it sums
+    # Torch widens a whole operand before it sums, and sums slowly along an axis with a stride.
+    parts = (part.contiguous() for part in torch.split(x, _COLUMNS, dim=-2))
     norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True, dtype=torch.float32) for part in parts]
     norm = torch.cat(norms, dim=-2).double()
     # Far from the ends of FP32's range the FP32 sum is good to K u; elsewhere its squares may vanish or overflow.

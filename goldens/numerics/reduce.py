@@ -13,6 +13,7 @@ from goldens.numerics.exact import rounded_sums, settle
 
 Order = Literal["exact", "device", "sequential", "pairwise"]
 
+_CACHED = 1 << 16  # FP64 elements at a time: half a MiB
 _LANES = 64  # FP32 lanes of the vector unit
 
 
@@ -50,13 +51,19 @@ def chunked_sum(x: Tensor, chunk: int, order: Order = "exact") -> Tensor:
 
 
 def _exactly(x: Tensor) -> Tensor:
-    wide = x.double()
-    total = wide.sum(dim=-1, keepdim=True)
+    n = x.shape[-1]
+    rows = x.reshape(-1, n)
+    total, magnitude = (torch.empty(rows.shape[0], 1, dtype=torch.float64) for _ in range(2))
+    at_once = max(1, _CACHED // n)
+    for block, sums, sizes in zip(*(torch.split(t, at_once) for t in (rows, total, magnitude)), strict=True):
+        wide = block.double()
+        torch.sum(wide, dim=-1, keepdim=True, out=sums)
+        torch.sum(wide.abs_(), dim=-1, keepdim=True, out=sizes)
     # In any order the sum is off by at most (n - 1) u sum|x|; the sum of magnitudes by no more, relatively.
-    result, doubtful = settle(total, x.shape[-1] + 1, wide.abs().sum(dim=-1, keepdim=True))
+    result, doubtful = settle(total, n + 1, magnitude)
     if doubtful is not None:
-        result[doubtful] = rounded_sums(wide[doubtful.squeeze(-1)])
-    return result
+        result[doubtful] = rounded_sums(rows[doubtful.squeeze(-1)].double())
+    return result.view(*x.shape[:-1], 1)
 
 
 def _left_to_right(x: Tensor) -> Tensor:

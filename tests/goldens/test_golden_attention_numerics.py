@@ -103,14 +103,18 @@ def test_short_bf16_sums_are_rounded_once(k):
     assert doubtful or k == 17, "no tie was drawn"
 
 
-def test_exact_sums_are_not_settled_one_by_one(monkeypatch):
-    """The short cut and the long way agree, and the short cut is taken."""
+@pytest.mark.parametrize("many", [True, False])
+def test_exact_sums_are_not_settled_one_by_one(monkeypatch, many):
+    """The short cuts (all rows at once, the doubtful ones alone) and the long way agree, and are taken."""
     draw = Draw(3)
     a, b = ties(draw, 24, 5), ties(draw, 40, 5)
-    short = fp32_matmul(a, b)
     settled = []
-    monkeypatch.setattr(matmul, "_mostly_ties", lambda *_: False)
     original = matmul.rounded_sums
     monkeypatch.setattr(matmul, "rounded_sums", lambda terms: settled.append(len(terms)) or original(terms))
+    monkeypatch.setattr(matmul, "_mostly_ties", lambda *_: many)
+    short = fp32_matmul(a, b)
+    assert not settled
+    monkeypatch.setattr(matmul, "_mostly_ties", lambda *_: False)
+    monkeypatch.setattr(matmul, "_quantum", lambda x: torch.zeros(*x.shape[:-1], 1, dtype=torch.float64))
     assert_same_bits(fp32_matmul(a, b), short)
     assert sum(settled) > 64
