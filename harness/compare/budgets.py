@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+from harness.compare.words import count_text, over_text
 from harness.metrics import Metrics
 
 
@@ -28,3 +29,16 @@ def biased(metrics: Metrics, limit: float | None) -> list[str]:
 def bias_share(metrics: Metrics, limit: float | None) -> float:
     """The share of the limit of the bias that an output takes; 0 where the limit is none or 0."""
     return 0.0 if not limit else abs(metrics.bias_z) / limit
+
+
+def step_limits(metrics: Metrics, allowed: int, bias_z: float | None) -> list[str]:
+    """What breaks the limits of a rule in steps: no element over it, at most `allowed` that differ, no bias."""
+    reasons = [over_text(metrics.over, metrics.compared, 0)] if metrics.over else []
+    if metrics.differing > allowed:
+        reasons.append(f"differing {count_text(metrics.differing, metrics.compared)}, allowed {allowed}")
+    return reasons + biased(metrics, bias_z)
+
+
+def step_share(metrics: Metrics, allowed: int, bias_z: float | None) -> float:
+    """The largest share of any limit of `step_limits` that an output takes."""
+    return max(metrics.limit_used, budget_share(metrics.differing, allowed), bias_share(metrics, bias_z))

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from harness.compare.base import FAIL, PASS, Comparator, Judgement
-from harness.compare.budgets import bias_share, biased, budget, budget_share
+from harness.compare.budgets import budget, step_limits, step_share
 from harness.compare.output import Output
-from harness.compare.words import bias_label, budget_label, count_text, labelled, over_text
+from harness.compare.words import bias_label, budget_label, labelled
 from harness.metrics import Array, Metrics, Points, Rule
 
 
@@ -86,16 +86,12 @@ class Ulp(Comparator):
         return rule
 
     def limits(self, metrics: Metrics) -> list[str]:
-        reasons = [] if not metrics.over else [over_text(metrics.over, metrics.compared, 0)]
         allowed = budget(self.differing_fraction, self.differing_points, metrics.compared)
-        if metrics.differing > allowed:
-            reasons.append(f"differing {count_text(metrics.differing, metrics.compared)}, allowed {allowed}")
-        return reasons + biased(metrics, self.bias_z)
+        return step_limits(metrics, allowed, self.bias_z)
 
     def used(self, metrics: Metrics) -> float:
         allowed = budget(self.differing_fraction, self.differing_points, metrics.compared)
-        shares = metrics.limit_used, budget_share(metrics.differing, allowed), bias_share(metrics, self.bias_z)
-        return max(shares)
+        return step_share(metrics, allowed, self.bias_z)
 
     def judge(self, output: Output) -> Judgement:
         judged = super().judge(output)
