@@ -23,6 +23,7 @@ from specs.distributions import (
     Uniform,
 )
 from specs.model import FLASH, Deployment, ModelConfig
+from specs.ops.expert_shared import POSITIVE, weight_of_gates_below
 from specs.registry import Case, Inputs, Masks, Op
 from specs.requirements import require_multiple
 from specs.tensors import Distribution, TensorSpec
@@ -89,6 +90,11 @@ def _cases(config: ModelConfig) -> tuple[Case, ...]:
         Case("clamp_gate", weights(w1=0.25), tags=("clamp", "magnitude")),
         Case("clamp_up", weights(w3=0.25), tags=("clamp", "magnitude")),
         Case("clamp", weights(w1=0.25, w3=0.25), tags=("clamp", "magnitude")),
+        Case(
+            "gate_below",
+            {"recv_x": ReceivedQ8(COUNT, POSITIVE), **weight_of_gates_below("routed_w1", config)},
+            tags=("clamp", "edge"),
+        ),
         Case(
             "zero_rows",
             {COUNT: ListedCounts((17, 2), 2), "recv_x": ReceivedQ8(COUNT, Rows(Normal(), (None, Constant(0.0))))},

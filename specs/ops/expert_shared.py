@@ -14,8 +14,10 @@ from specs.tensors import Distribution, TensorSpec
 
 NORMAL = Normal()
 BIG_CODE = 113.5
+"""Mean of the codes 100 to 127."""
+
+POSITIVE = Uniform(0.8, 1.0)
 TIE_SCALE = 1.2111663818359375 * 2.0**-6  # times 1e-4 / 127 as the quantiser forms it, in FP32: 2^-26
-"""Mean of the codes 100 to 127 of the case with large accumulators."""
 
 
 def build(config: ModelConfig, deployment: Deployment) -> Op:
@@ -78,6 +80,12 @@ def _cases(config: ModelConfig) -> tuple[Case, ...]:
         Case("clamp_gate", weights(w1=0.25), tags=("clamp", "magnitude")),
         Case("clamp_up", weights(w3=0.25), tags=("clamp", "magnitude")),
         Case("clamp", weights(w1=0.25, w3=0.25), tags=("clamp", "magnitude")),
+        # No gate of a row is above -LIM: a limit there would make h six times as large.
+        Case(
+            "gate_below",
+            {"x_local_i8": Q8(POSITIVE), **weight_of_gates_below("shared_w1", config)},
+            tags=("clamp", "edge"),
+        ),
         # Inactive tokens: codes stand, their scale is 0, the output must be exactly 0.
         Case(
             "zero_scale",
@@ -95,6 +103,12 @@ def _cases(config: ModelConfig) -> tuple[Case, ...]:
             tags=("edge", "rounding"),
         ),
     )
+
+
+def weight_of_gates_below(name: str, config: ModelConfig) -> dict[str, Distribution]:
+    """A weight that makes every gate of a POSITIVE row about -12, with scales that spread by 5 %."""
+    scale = 12.0 / (config.hidden_size * 0.9 * BIG_CODE)
+    return {name: Integers(-127, -100), f"{name}_scale": Uniform(0.95 * scale, 1.05 * scale)}
 
 
 def _large_accumulators(config: ModelConfig) -> Case:

@@ -14,7 +14,8 @@ class Fault:
 
     `overrides` are fields of the model configuration that differ from the preset. `fault`, where set, is a piece of
     the message with which the device refuses to go on before `output` is there. `part`: the kernel file that holds the
-    piece, where it is not the op's own but one that the op's kernel splices in.
+    piece, where it is not the op's own but one that the op's kernel splices in. `more`: further pieces, each of which
+    occurs once, where one is not enough.
     """
 
     op: str
@@ -31,17 +32,24 @@ class Fault:
     part: str = ""
     occurs: int = 1
     nth: int = 1
+    more: tuple[tuple[str, str], ...] = ()
 
     @property
     def id(self) -> str:
         return f"{self.op}-{self.name}"
 
     def plant(self, source: str) -> str:
-        """The source with the fault in it. Raises ValueError when the piece does not occur as stated."""
-        pieces = source.split(self.before)
-        if len(pieces) - 1 != self.occurs:
-            raise ValueError(f"{self.id}: {self.before!r} occurs {len(pieces) - 1} times, expected {self.occurs}")
-        return self.before.join(pieces[: self.nth]) + self.after + self.before.join(pieces[self.nth :])
+        """The source with the fault in it. Raises ValueError when a piece does not occur as stated."""
+        source = self._replace(source, self.before, self.after, self.occurs, self.nth)
+        for before, after in self.more:
+            source = self._replace(source, before, after, occurs=1, nth=1)
+        return source
+
+    def _replace(self, source: str, before: str, after: str, occurs: int, nth: int) -> str:
+        pieces = source.split(before)
+        if len(pieces) - 1 != occurs:
+            raise ValueError(f"{self.id}: {before!r} occurs {len(pieces) - 1} times, expected {occurs}")
+        return before.join(pieces[:nth]) + after + before.join(pieces[nth:])
 
     def write(self, folder: Path, program: Path | None = None) -> tuple[Path, Path]:
         """Write the faulty kernel into `folder`: the file to run, and the file that the fault is in.

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from textwrap import indent
+
 from fault import RINT_BF16, RINT_INT32, Fault
+
+CODE_MAX = "pl.full([1, BOX], dtype=pl.FP32, value=INT8_SCALE_MAX)"
+ONES = "pl.full([1, BOX], dtype=pl.FP32, value=1.0)"
+SQUARE = (("moe_intermediate_size", 256),)  # TINY's D: w1 and w3 have one shape, whichever way they are read
 
 
 def _expert(op: str, output: str) -> tuple[Fault, ...]:
@@ -72,7 +78,26 @@ def _expert(op: str, output: str) -> tuple[Fault, ...]:
             "clamp",
         ),
         fault("silu_of_up", "pl.exp(pl.neg(gate))", "pl.exp(pl.neg(up))", "sigmoid of the wrong branch"),
+        fault("half_away", RINT_BF16, 'pl.BF16, mode="round")', "ties go away from zero", "bf16_ties"),
+        fault(
+            "gate_clamped_symmetrically",
+            "gate = pl.minimum(gate, SWIGLU_LIMIT)",
+            "gate = pl.maximum(pl.minimum(gate, SWIGLU_LIMIT), -SWIGLU_LIMIT)",
+            "seen only in rows whose gates are all below the limit: elsewhere it drowns in the codes of the others",
+            "gate_below",
+        ),
+        fault(
+            "amax_over_rows",
+            f"gain = pl.div({CODE_MAX}, amax)",
+            f"gain = pl.div({CODE_MAX}, pl.row_expand_mul({ONES}, pl.row_max(amax)))",
+            "the largest row of a box makes the codes of the others",
+        ),
     )
+
+
+def _up_step(weight: str, columns: int, operands: str) -> str:
+    """A step of the matmul with the gate's weight, in a loop whose body is indented by `columns`."""
+    return indent(f"w_next = {weight}\nacc = pl.matmul_acc(acc, {operands})\n", " " * columns)
 
 
 CLAMPED_SWIGLU = """\
@@ -90,6 +115,7 @@ SWIGLU_THEN_CLAMP = """\
                 up = pl.maximum(pl.minimum(up, SWIGLU_LIMIT), -SWIGLU_LIMIT)
             h = pl.mul(silu, up)
 """
+WEIGHTED_H = "h = pl.row_expand_mul(pl.mul(pl.mul(gate, sigmoid), up), weight_rows[row0 : row0 + BOX, 0:1])"
 
 EXPERT_SHARED = (
     *_expert("expert_shared", "sh"),
@@ -154,6 +180,26 @@ EXPERT_SHARED = (
         output="sh",
         why="every channel block is scaled as the first",
     ),
+    Fault(
+        op="expert_shared",
+        name="scale_along_the_rows",
+        before="pl.col_expand_mul(up_rows, w3_scale[0:1, n0 : n0 + ACT_COLS])",
+        after=(
+            "pl.row_expand_mul(\n                up_rows, "
+            "pl.set_validshape(pl.reshape(w3_scale[0:1, 0:BOX], [BOX, 1]), ROWS, 1)\n            )"
+        ),
+        output="sh",
+        why="the scales of the first channels are taken as scales of rows",
+    ),
+    Fault(
+        op="expert_shared",
+        name="weight_untransposed",
+        before=_up_step("shared_w1[n0 : n0 + UP_COLS, k0 : k0 + UP_CHUNK]", 16, "x_next, w_next, b_trans=True"),
+        after=_up_step("shared_w1[k0 : k0 + UP_CHUNK, n0 : n0 + UP_COLS]", 16, "x_next, w_next"),
+        output="sh",
+        why="the weight is taken as [in, out]",
+        overrides=SQUARE,
+    ),
 )
 
 EXPERT_ROUTED = (
@@ -178,7 +224,7 @@ EXPERT_ROUTED = (
         op="expert_routed",
         name="weight_applied_twice",
         before="h = pl.mul(pl.mul(gate, sigmoid), up)",
-        after=("h = pl.row_expand_mul(pl.mul(pl.mul(gate, sigmoid), up), weight_rows[row0 : row0 + BOX, 0:1])"),
+        after=WEIGHTED_H,
         output="recv_y",
         why="before the requantisation and again after it",
     ),
@@ -224,6 +270,81 @@ EXPERT_ROUTED = (
         after="for e in pl.parallel(N_LOCAL - 1):",
         output="recv_y",
         why="the last expert is never run",
+    ),
+    Fault(
+        op="expert_routed",
+        name="clamp_after_silu",
+        before=indent(CLAMPED_SWIGLU, " " * 8),
+        after=indent(SWIGLU_THEN_CLAMP, " " * 8),
+        output="recv_y",
+        why="the limit is on the gate, not on its SiLU",
+        cases=("clamp",),
+    ),
+    Fault(
+        op="expert_routed",
+        name="weight_untransposed",
+        before=_up_step("w1[w_row : w_row + UP_COLS, k0 : k0 + UP_CHUNK]", 24, "x_next, w_next, b_trans=True"),
+        after=_up_step(
+            "w1[e * MOE_INTER + k0 : e * MOE_INTER + k0 + UP_CHUNK, n0 : n0 + UP_COLS]", 24, "x_next, w_next"
+        ),
+        output="recv_y",
+        why="the weight is taken as [in, out]",
+        overrides=SQUARE,
+    ),
+    Fault(
+        op="expert_routed",
+        name="weight_before_requantisation",
+        before="h = pl.mul(pl.mul(gate, sigmoid), up)",
+        after=WEIGHTED_H,
+        more=(("pl.mul(h_scale[0:BOX, 0:1], weight_rows[row0 : row0 + BOX, 0:1])", "h_scale[0:BOX, 0:1]"),),
+        output="recv_y",
+        why="the routing weight moves the amax of small rows across the quantiser's floor",
+        cases=("bf16_ties",),
+    ),
+    Fault(
+        op="expert_routed",
+        name="tail_not_masked",
+        before="pl.set_validshape(h, rows, ACT_COLS)",
+        after="pl.set_validshape(h, BOX, ACT_COLS)",
+        output="recv_y",
+        why="stale rows behind the last received one are computed and stored",
+        cases=("stale_tail",),
+    ),
+    Fault(
+        op="expert_routed",
+        name="counts_in_one_row",
+        before="pl.read(recv_expert_count, [e, 0])",
+        after="pl.read(recv_expert_count, [0, e])",
+        output="recv_y",
+        why="counts are a column, one row per expert",
+        fault="GG501",
+    ),
+    Fault(
+        op="expert_routed",
+        name="all_experts_of_the_world",
+        before="for e in pl.parallel(N_LOCAL):",
+        after="for e in pl.parallel(N_EXPERTS):",
+        more=(("import (\n", "import (\n    N_EXPERTS,\n"),),
+        output="recv_y",
+        why="a rank has N_LOCAL of the experts",
+        fault="GG501",
+    ),
+    *(
+        Fault(
+            op="expert_routed",
+            name=f"{task}_unordered",
+            before=before,
+            after=after,
+            output="recv_y",
+            why="a task of the manual scope reads what another one writes, and nothing orders them",
+            fault="GG402",
+        )
+        for task, before, after in (
+            ("up", "deps=[gate_task, up_task]", "deps=[gate_task]"),
+            ("activation", ", deps=[act_task]", ""),
+            ("quantiser", ", deps=[quant_task]", ""),
+            ("down", ", deps=[down_task]", ""),
+        )
     ),
 )
 

@@ -309,6 +309,16 @@ def test_clamp_cases_pass_the_limit_on_both_sides(name: str, case: str, gate: in
     assert not (taps_of(name, "default")[1]["gate"].abs() > 10).any()
 
 
+@pytest.mark.parametrize(("name", "out"), [("expert_shared", "sh"), ("expert_routed", "recv_y")])
+def test_gates_below_the_limit_make_rows_that_a_limit_there_would_change(name: str, out: str) -> None:
+    _, seen = taps_of(name, "gate_below")
+    used = seen["gate"].any(dim=-1)
+    assert bool(used.any())
+    assert bool((seen["gate"][used] < -10).all())
+    assert float(seen["h"][used].abs().amax(dim=-1).min()) > 1e-4
+    assert bool(seen[out].any())
+
+
 @pytest.mark.parametrize("case", ["zero_scale", "zero_rows"])
 def test_expert_shared_zero_rows_give_exact_zeros(case: str) -> None:
     inputs, seen = taps_of("expert_shared", case)
