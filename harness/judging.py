@@ -143,15 +143,22 @@ class _Continuation:
         self._evaluated: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None = None
 
     def _own(self) -> dict[str, Tensor]:
-        """What the device told and what differs from the golden, where it is defined."""
+        """What the device told, where it is defined; `_differing` are the names of what is not the golden's.
+
+        A stage with the golden's bits belongs to it: continued from another one that differs, the golden may round this
+        one differently, and what follows would be judged by a value that the device does not have.
+        """
         own: dict[str, Tensor] = {}
+        self._differing: set[str] = set()
         for name in self._names:
             actual, expected = told(self.prepared, self.result, name), _expected(self.prepared, name)
             assert actual is not None
             valid = self._valid.get(name)
             stage = actual if valid is None else torch.where(valid, actual, expected)
-            if stage.shape == expected.shape and stage.dtype == expected.dtype and not torch.equal(stage, expected):
+            if stage.shape == expected.shape and stage.dtype == expected.dtype:
                 own[name] = stage
+                if not torch.equal(stage, expected):
+                    self._differing.add(name)
         return own
 
     def judged(self, name: str, *, passed: bool) -> None:
@@ -170,7 +177,7 @@ class _Continuation:
         """The golden's outputs and stages to judge an entry by, and what of them is defined."""
         prepared = self.prepared
         given = {name: self.device[name] for name in entry.given if name in self.device and name in self._judged}
-        if not given:
+        if not given.keys() & self._differing:
             return prepared.golden, prepared.stages, prepared.valid
         outputs, stages, computed = self._all_at_once()
         if entry.output not in self.device:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
-from harness.compare import EMPTY, FAIL, PASS, Exact, Output, judge_pool
+from goldens.checks import continued
+from harness.compare import EMPTY, FAIL, PASS, Close, Comparator, Exact, Output, Ulp, judge_pool
 from harness.devices.base import DeviceRun
 from harness.devices.emulator.device import EmulatorDevice
-from harness.judging import judge
+from harness.judging import Prepared, judge
+from harness.localise import walk
 from harness.report import failure_text, table
 from harness.run import Run
-from harness.tolerances import DEFAULT_PATH, load_tolerances
+from harness.tolerances import DEFAULT_PATH, Entry, load_tolerances
 from harness.verify import Session, prepare
-from specs.registry import load_op
+from specs.registry import Op, load_op
 
 STAGES = """
   h_i8:
@@ -139,6 +145,44 @@ def test_one_evaluation_of_the_golden_serves_all_that_is_judged_given_others(mon
     judged = judge(op, entries, prepared, DeviceRun({**outputs, "qr": qr}))
     assert {name: judgement.status for name, judgement in judged.items()} == dict.fromkeys(judged, PASS)
     assert len(calls) == 1
+
+
+def chain(inputs: dict[str, Any], taps: dict[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """a = x, b = BF16(a), c = 1000 b + 2^20 a, each continued from what is given."""
+    a = continued(given, "chain", "a", inputs["x"])
+    b = continued(given, "chain", "b", a.bfloat16())
+    taps.update(a=a, b=b)
+    return {"c": b.float() * 1000.0 + a * 2.0**20}
+
+
+def test_a_stage_with_the_goldens_bits_is_gone_on_from_like_one_that_differs() -> None:
+    """a is one FP32 step above a tie of BF16: rounded from it, b would be the next value, but this device has not done
+    so, which is right as well (1 ULP). c follows from the b that the device has."""
+    x = torch.tensor([1.0 + 2.0**-8, 3.0])  # the tie rounds to the even 1.0
+    inputs = {"x": x}
+    stages: dict[str, Tensor] = {}
+    golden = chain(inputs, stages, {})
+    op = SimpleNamespace(
+        outputs=[SimpleNamespace(name="c")],
+        stages=("a", "b"),
+        golden=lambda inputs, taps, given=None: chain(inputs, taps, given or {}),
+        valid=lambda *_: {},
+    )
+    near = Close(rtol=1e-6, atol=0.0, over_fraction=0.0, over_points=0)
+    one = Ulp(max_ulp=1, atol_rms=0.0, differing_fraction=1.0, differing_points=0)
+    rules: tuple[tuple[str, Comparator, tuple[str, ...]], ...] = (
+        ("a", near, ()),
+        ("b", one, ("a",)),
+        ("c", Exact(), ("a", "b")),
+    )
+    entries = {name: Entry(name, rule, given, {}, 1) for name, rule, given in rules}
+    prepared = Prepared(cast(Op, op), inputs, {}, golden, stages, {}, {}, ())
+    own = {"a": torch.nextafter(x, torch.tensor(9.0)), "b": stages["b"]}
+    result = DeviceRun(chain(inputs, {}, own), intermediates=own)
+    judged = judge(cast(Op, op), entries, prepared, result)
+    assert {name: judgement.status for name, judgement in judged.items()} == dict.fromkeys(judged, PASS)
+    assert [step.status for step in walk(prepared, entries, result)] == ["close", "equal", "carried over"]
+    assert judge(cast(Op, op), entries, prepared, DeviceRun(golden, intermediates=own))["c"].status == FAIL
 
 
 def test_what_failed_is_not_what_others_go_on_from() -> None:
