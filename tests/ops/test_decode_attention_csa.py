@@ -11,7 +11,7 @@ DEPLOYMENTS = ("decode", "decode_mtp")
 
 
 @pytest.mark.goldengate(
-    "decode_attention_csa", cases=("default", "window_edges"), deployments=DEPLOYMENTS, schedules=(0, 7)
+    "decode_attention_csa", cases=("default", "window_edges"), deployments=DEPLOYMENTS, schedules=(7,)
 )
 def test_decode_attention_csa(goldengate_run):
     goldengate_run.check()

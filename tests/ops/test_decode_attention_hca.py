@@ -7,7 +7,7 @@ DEPLOYMENTS = ("decode", "decode_mtp")
 
 
 @pytest.mark.goldengate(
-    "decode_attention_hca", cases=("default", "window_edges"), deployments=DEPLOYMENTS, schedules=(0, 7)
+    "decode_attention_hca", cases=("default", "window_edges"), deployments=DEPLOYMENTS, schedules=(7,)
 )
 def test_decode_attention_hca(goldengate_run):
     goldengate_run.check()

@@ -8,6 +8,6 @@ from __future__ import annotations
 import pytest
 
 
-@pytest.mark.goldengate("decode_indexer", deployments=("decode", "decode_mtp"), schedules=(0, 7))
+@pytest.mark.goldengate("decode_indexer", deployments=("decode", "decode_mtp"), schedules=(7,))
 def test_decode_indexer(goldengate_run):
     goldengate_run.check()

@@ -39,7 +39,7 @@ CHECK_VALUES = {
 }
 
 
-@pytest.mark.goldengate("decode_metadata", deployments=("decode", "decode_mtp", "prefill"), schedules=(0, 7))
+@pytest.mark.goldengate("decode_metadata", deployments=("decode", "decode_mtp", "prefill"), schedules=(7,))
 def test_decode_metadata(goldengate_run):
     goldengate_run.check()
 

@@ -4,6 +4,6 @@
 import pytest
 
 
-@pytest.mark.goldengate("decode_sparse_attn_swa", deployments=("decode", "decode_mtp"), schedules=(0, 7))
+@pytest.mark.goldengate("decode_sparse_attn_swa", deployments=("decode", "decode_mtp"), schedules=(7,))
 def test_decode_sparse_attn_swa(goldengate_run):
     goldengate_run.check()

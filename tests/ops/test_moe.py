@@ -17,7 +17,7 @@ CASES = ("default", "score_first", "score_tokens_5", "hash_tokens_0", "hash_next
 
 
 @pytest.mark.goldengate(
-    "moe", cases=("default", "score_tokens_5", "hash_duplicate", "hash_out_of_range", "hash_bad_token")
+    "moe", cases=("score_tokens_5", "hash_duplicate", "hash_out_of_range", "hash_bad_token"), schedules=(7,)
 )
 def test_moe_8_ranks(goldengate_run):
     goldengate_run.check()

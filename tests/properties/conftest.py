@@ -12,6 +12,6 @@ SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 COMMON = {"deadline": None, "phases": PHASES, "suppress_health_check": SLOW_IS_FINE}
 
-settings.register_profile("ci", max_examples=8, derandomize=True, database=None, **COMMON)
+settings.register_profile("ci", max_examples=4, derandomize=True, database=None, **COMMON)
 settings.register_profile("fuzz", max_examples=400, print_blob=True, **COMMON)
 settings.load_profile("ci")
