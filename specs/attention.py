@@ -11,9 +11,20 @@ from collections.abc import Callable
 import torch
 
 from goldens.numerics.visibility import BLOCK
-from specs.distributions import Constant, KvTable, MatchingScale, Normal, PooledNormal, RopeAt, Rows, Uniform
+from specs.distributions import (
+    Constant,
+    KvTable,
+    MatchingScale,
+    Normal,
+    OneHot,
+    PooledNormal,
+    RopeAt,
+    Rows,
+    Uniform,
+)
 from specs.distributions.attention import DominantRow, Entries, PooledQ8, UnitRows
 from specs.distributions.positions import LONG, Starts
+from specs.distributions.ties import HalfCodes
 from specs.errors import SpecError
 from specs.model import Deployment, ModelConfig
 from specs.paging import paging
@@ -103,6 +114,7 @@ def rope_at(ratio: int, starts: Starts) -> dict[str, Distribution]:
     return {"freqs_cos": RopeAt("cos", ratio, "token", starts), "freqs_sin": RopeAt("sin", ratio, "token", starts)}
 
 
+NO_ROTATION: dict[str, Distribution] = {"freqs_cos": Constant(1.0), "freqs_sin": Constant(0.0)}
 ALL_SLOTS = 1 << 20
 """As many slots of a list as there is room for."""
 
@@ -110,7 +122,7 @@ ALL_SLOTS = 1 << 20
 def fixture_cases(
     listed: Callable[[Entries], dict[str, Distribution]], tokens: int, *, compressed: bool
 ) -> tuple[Case, ...]:
-    """Cases of every form: extreme sinks, no rotation, and the reference's fixtures (contract A.1), but with every row
+    """Cases of every form: extreme sinks, no rotation, codes at ties, and the reference's fixtures (contract A.1), but with every row
     its own and pages shuffled.
 
     `listed` turns entries into the form's list or bias. `compressed`: whether the form has compressed rows.
@@ -121,7 +133,19 @@ def fixture_cases(
     return (
         # exp of the sink overflows, or vanishes.
         Case("extreme_sinks", {"attn_sink": Rows(Constant(200.0), (None, Constant(-200.0)))}, tags=("edge", "extreme")),
-        Case("no_rotation", {"freqs_cos": Constant(1.0), "freqs_sin": Constant(0.0)}, tags=("exact",)),
+        Case("no_rotation", NO_ROTATION, tags=("exact",)),
+        # A head is the one row that its token sees, and o_r a choice of its numbers: a quarter of the codes are ties.
+        Case(
+            "code_ties",
+            {
+                **listed(Entries(ring=(1,))),
+                **NO_ROTATION,
+                "ori_kv": HalfCodes(),
+                "attn_sink": Constant(-1e4),
+                "wo_a": OneHot(),
+            },
+            tags=("exact", "rounding"),
+        ),
         Case("short_window", listed(Entries(ring=(17,))), tags=("fixture",)),
         *((mixed,) if compressed else ()),
         Case("overlay_replacement", listed(Entries(ring=(16,), overlay=(True,))), tags=("fixture",)),

@@ -132,16 +132,24 @@ class WindowBias:
 
 @dataclass(frozen=True)
 class BlockMask:
-    """1 where a block of 128 columns of the list holds an index >= 0; 0, or `empty`, where it does not."""
+    """1 where a block of 128 columns of the list holds an index >= 0; 0, or `empty`, where it does not.
+
+    `drops`: block k of token t is 0 although it holds one, where t + k is odd: a kernel leaves such a block out.
+    """
 
     of: str
     empty: int = 0
+    drops: bool = False
 
     def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
         """INT32 [T, blocks]."""
         listed = ctx.tensor(self.of)
         filled = (listed.reshape(listed.shape[0], -1, BLOCK) >= 0).any(dim=2)
-        return torch.where(filled, 1, self.empty).int()
+        mask = torch.where(filled, 1, self.empty).int()
+        if self.drops:
+            tokens, blocks = (torch.arange(n) for n in mask.shape)
+            mask[(tokens.unsqueeze(1) + blocks) % 2 == 1] = 0
+        return mask
 
 
 @dataclass(frozen=True)

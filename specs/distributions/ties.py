@@ -1,4 +1,4 @@
-"""Rows that a normalisation takes exactly between two BF16 values."""
+"""Rows that a normalisation takes exactly between two BF16 values, or a quantiser exactly between two codes."""
 
 from __future__ import annotations
 
@@ -33,4 +33,22 @@ class TieRows:
         rng = ctx.rng(spec.name)
         values = rng.permuted(np.tile(magnitudes, (*rows, 1)), axis=-1)
         values *= (rng.integers(2, size=values.shape) * 2.0 - 1.0) * 2.0**10
+        return torch.from_numpy(values).to(spec.dtype)
+
+
+@dataclass(frozen=True)
+class HalfCodes:
+    """Whole numbers from -253 to 253, and +-254 in a quarter of the places.
+
+    BF16 holds all of them. A row whose amax is 254 is quantised with a gain of exactly 1/2: odd numbers are ties.
+    """
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Raises SpecError unless the tensor is BF16 or FP32."""
+        if spec.dtype not in (torch.bfloat16, torch.float32):
+            raise SpecError(f"{ctx.op}.{spec.name}: whole numbers up to 254 are BF16 or FP32, not {spec.dtype}")
+        rng = ctx.rng(spec.name)
+        values = rng.integers(-253, 254, size=spec.shape)
+        largest = rng.integers(4, size=spec.shape) == 0
+        values[largest] = np.where(values[largest] < 0, -254, 254)
         return torch.from_numpy(values).to(spec.dtype)

@@ -104,6 +104,8 @@ def _cases(tokens: int) -> tuple[Case, ...]:
         Case("late_blocks", _listed(Entries(slots=(1, 5, ALL_SLOTS))), tags=("edge",)),
         # The mask of a block without an entry may be set: nothing changes.
         Case("mask_all_set", _at(COLD_STARTS) | {MASK: BlockMask(LIST, empty=1)}, tags=("edge",)),
+        # The mask decides, not the list: a block that it drops is left out with all that it lists.
+        Case("mask_drops", {MASK: BlockMask(LIST, drops=True)}, tags=("edge",)),
         # Rows that no list names hold NaN (compressed) or are large (ring: its row 0 stands in for invalid lanes).
         Case("unnamed_rows", {"cmp_kv": poisoned, "ori_kv": garbage}, tags=("edge",)),
         *fixture_cases(_listed, tokens, compressed=True),
