@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from goldens.errors import GoldenInputError
 from harness.devices import get_device
@@ -24,6 +25,7 @@ from specs.errors import SpecError
 
 _BATCH = 16
 _MANY = 24
+_Result = TypeVar("_Result")
 
 
 def execute(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict]:
@@ -38,15 +40,7 @@ def execute(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict]:
         session = _session(runs[0])
         yield from map(session.verify, runs)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
-        futures = [pool.submit(_verify_batch, batch) for batch in batches(runs)]
-        try:
-            for future in futures:
-                yield from future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    yield from _spread(_verify_batch, runs, jobs)
 
 
 @dataclass(frozen=True)
@@ -66,9 +60,14 @@ def execute_each(runs: Sequence[Run], jobs: int = 1) -> Iterator[Verdict | Refus
         for batch in batches(runs):
             yield from _each(batch)
         return
+    yield from _spread(_each, runs, jobs)
+
+
+def _spread(work: Callable[[list[Run]], list[_Result]], runs: Sequence[Run], jobs: int) -> Iterator[_Result]:
+    """What `work` makes of the batches of `runs` in `jobs` processes, in order. Those not begun end with the caller."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
-        futures = [pool.submit(_each, batch) for batch in batches(runs)]
+        futures = [pool.submit(work, batch) for batch in batches(runs)]
         try:
             for future in futures:
                 yield from future.result()
