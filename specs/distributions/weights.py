@@ -28,8 +28,8 @@ GROUP_AMAX_MIN = 1e-20
 
 FP4_GROUP = 32
 FP4_MAX = 6.0
-FP4_GRID = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-FP4_DECISIONS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+FP4_STEPS = (1.75, 3.5)
+"""Up to where the grid 0, 0.5, 1, 1.5, 2, 3, 4, 6 is met in steps of 0.5 and of 1; from there on in steps of 2."""
 POOL_GROUPS = 1 << 16
 """A tensor of more groups than this takes them from pools; this is the pool of common groups."""
 RARE_POOL_GROUPS = 1 << 13
@@ -166,8 +166,9 @@ def _requantised(
 def fp4_round(weight: Tensor) -> Tensor:
     """Steps 2 and 3: FP32 [groups, 32] to the MXFP4 grid; on a decision point, to the smaller grid value."""
     scale = power_of_two_above(weight.abs().amax(dim=-1, keepdim=True) / FP4_MAX)
-    level = torch.bucketize(weight.abs() / scale, torch.tensor(FP4_DECISIONS))
-    return torch.tensor(FP4_GRID)[level].copysign_(weight).mul_(scale)
+    size = weight.abs().div_(scale)
+    step = torch.where(size > FP4_STEPS[0], torch.where(size > FP4_STEPS[1], 2.0, 1.0), 0.5)
+    return size.div_(step).sub_(0.5).ceil_().mul_(step).copysign_(weight).mul_(scale)
 
 
 def fp8_round(weight: NDArray[np.float32]) -> None:
