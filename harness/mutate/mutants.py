@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ OPERATORS: Mapping[str, Operator] = {
 @dataclass(frozen=True)
 class Mutant:
     """One wrong kernel. `line` and `column` (from 1) are those of the node that an operator changed, in the file `path`
-    relative to the repository; `ordinal` counts what the operator makes of one node."""
+    relative to the repository; `ordinal` counts what the operator makes of all nodes that begin there."""
 
     op: str
     operator: str
@@ -102,22 +103,25 @@ def mutants_of(
     seen = {text}
     found = []
     for operator in OPERATORS.values():
-        for node, ordinal, edits in _changes(source, operator):
+        ordinals: Counter[tuple[int, int]] = Counter()  # a + b and a + b + c begin at the same place
+        for node, edits in _changes(source, operator):
+            place: Any = node
+            column = len(source.line(place.lineno)[: place.col_offset].decode("utf-8")) + 1
+            ordinal = ordinals[place.lineno, column]
+            ordinals[place.lineno, column] += 1
             changed = source.edited(edits)
             if changed in seen or not _is_python(changed):
                 continue
             seen.add(changed)
             if not operators or operator.name in operators:
-                place: Any = node
-                column = len(source.line(place.lineno)[: place.col_offset].decode("utf-8")) + 1
                 found.append(Mutant(op, operator.name, path, place.lineno, column, ordinal, changed))
     return found
 
 
-def _changes(source: Source, operator: Operator) -> Iterator[tuple[ast.AST, int, Edits]]:
+def _changes(source: Source, operator: Operator) -> Iterator[tuple[ast.AST, Edits]]:
     for _, node in source.nodes():
-        for ordinal, edits in enumerate(operator.edits(source, node)):
-            yield node, ordinal, edits
+        for edits in operator.edits(source, node):
+            yield node, edits
 
 
 def _is_python(text: str) -> bool:

@@ -153,6 +153,12 @@ def test_ids_are_stable_and_all_mutants_are_different_python() -> None:
         assert mutant.diff(program(body)).count("\n+") == 2  # the header and one line
 
 
+def test_operations_that_begin_at_one_place_have_ids_of_their_own() -> None:
+    found = mutants_of("op", program("n = (a + b - 1) // b"), "k.py", NAMES, ["arithmetic"])
+    assert len(found) == 2
+    assert len({mutant.id for mutant in found}) == len(found)
+
+
 def test_columns_count_characters() -> None:
     text = program('é = pl.cast(ü, pl.BF16, mode="rint")')
     mutant = mutants_of("op", text, "k.py", NAMES, ["cast_mode"])[0]
