@@ -23,13 +23,17 @@ is below the last bit of most sums)."""
 TOKENS: Overrides = (("tokens", 24),)
 """Three row tiles, the last box half full: run with every case, since a decode step of TINY has one tile."""
 
+BOXES: tuple[Overrides, ...] = ((("tokens", 48),), (("tokens", 16),))
+"""Several tiles for an op that takes whole boxes of 16 tokens, or 16 tokens at the most: the first that it takes is run
+with the default case."""
+
 
 def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()) -> list[Run]:
     """The runs of an op at TINY that decide about a mutant, the default case first.
 
     Every valid case (or the named ones) with the first seed in program order; the default case in OTHERS; every
-    case again with TOKENS, and with each further seed, which seeds the schedule too. Raises UsageError for a case that
-    there is not.
+    case again with TOKENS, or the default case with BOXES; every case with each further seed, which seeds the schedule
+    too. Raises UsageError for a case that there is not.
     """
     loaded = load_op(op)
     valid = [case for case in loaded.cases if not case.invalid]
@@ -45,6 +49,9 @@ def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()
             runs.append(replace(first, deployment=deployment, overrides=overrides))
     if _possible(op, "decode", dict(TOKENS)):
         runs += [replace(first, overrides=TOKENS, case=case.name) for case in chosen]
+    else:
+        boxes = [overrides for overrides in BOXES if _possible(op, "decode", dict(overrides))]
+        runs += [replace(first, overrides=overrides) for overrides in boxes[:1]]
     return runs + [Run(op, case=case.name, seed=seed, schedule=seed) for seed in seeds[1:] for case in chosen]
 
 

@@ -114,6 +114,12 @@ def test_situations_are_the_strongest_of_the_op() -> None:
     assert len(set(runs)) == len(runs)
 
 
+@pytest.mark.parametrize(("op", "tokens"), [("hc_head", 48), ("decode_sparse_attn_swa", 16)])
+def test_situations_have_several_tiles_where_24_tokens_are_none(op: str, tokens: int) -> None:
+    many = [run for run in situations(op, (0,)) if run.overrides == (("tokens", tokens),)]
+    assert [run.case for run in many] == ["default"]
+
+
 def test_situations_refuse_an_unknown_case() -> None:
     with pytest.raises(UsageError, match="unknown case 'defualt'; did you mean default"):
         situations("rms_norm", (0,), ("defualt",))
