@@ -122,8 +122,8 @@ ALL_SLOTS = 1 << 20
 def fixture_cases(
     listed: Callable[[Entries], dict[str, Distribution]], tokens: int, *, compressed: bool
 ) -> tuple[Case, ...]:
-    """Cases of every form: extreme sinks, no rotation, codes at ties, and the reference's fixtures (contract A.1), but with every row
-    its own and pages shuffled.
+    """Cases of every form: extreme sinks, no rotation, codes at ties, and the reference's fixtures (contract A.1), but
+    with every row its own and pages shuffled.
 
     `listed` turns entries into the form's list or bias. `compressed`: whether the form has compressed rows.
     """
@@ -134,7 +134,7 @@ def fixture_cases(
         # exp of the sink overflows, or vanishes.
         Case("extreme_sinks", {"attn_sink": Rows(Constant(200.0), (None, Constant(-200.0)))}, tags=("edge", "extreme")),
         Case("no_rotation", NO_ROTATION, tags=("exact",)),
-        # A head is the one row that its token sees, and o_r a choice of its numbers: a quarter of the codes are ties.
+        # A head is the one row that its token sees, and o_r a choice of its numbers: every third code is a tie.
         Case(
             "code_ties",
             {

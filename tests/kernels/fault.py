@@ -15,7 +15,7 @@ class Fault:
     `overrides` are fields of the model configuration that differ from the preset. `fault`, where set, is a piece of
     the message with which the device refuses to go on before `output` is there. `part`: the kernel file that holds the
     piece, where it is not the op's own but one that the op's kernel splices in. `more`: further pieces, each of which
-    occurs once, where one is not enough.
+    occurs once, where one is not enough. `schedule`: the seed of the legal schedule that brings it to light.
     """
 
     op: str
@@ -27,6 +27,7 @@ class Fault:
     cases: tuple[str, ...] = ("default",)
     preset: str = "tiny"
     deployment: str = "decode"
+    schedule: int = 0
     overrides: tuple[tuple[str, float], ...] = ()
     fault: str = ""
     part: str = ""

@@ -51,7 +51,7 @@ def test_rejects_planted_fault(
     configure(monkeypatch, fault.overrides)
     session = new_session() if fault.overrides else shared
     copy, faulty = fault.write(tmp_path)
-    run = Run(fault.op, fault.preset, fault.deployment, case, kernel=str(copy))
+    run = Run(fault.op, fault.preset, fault.deployment, case, schedule=fault.schedule, kernel=str(copy))
 
     verdict = session.verify(run)
     text = failure_text(verdict)
@@ -69,20 +69,21 @@ def test_rejects_planted_fault(
         assert "worst [" in text or "never written" in text
 
 
-CLEAN = sorted({(f.op, f.preset, f.deployment, case, f.overrides) for f, case in RUNS})
+CLEAN = sorted({(f.op, f.preset, f.deployment, case, f.schedule, f.overrides) for f, case in RUNS})
 
 
-@pytest.mark.parametrize(("op", "preset", "deployment", "case", "overrides"), CLEAN)
+@pytest.mark.parametrize(("op", "preset", "deployment", "case", "schedule", "overrides"), CLEAN)
 def test_accepts_the_shipped_kernel_where_faults_are_sought(
     op: str,
     preset: str,
     deployment: str,
     case: str,
+    schedule: int,
     overrides: Overrides,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     configure(monkeypatch, overrides)
-    verdict = new_session().verify(Run(op, preset, deployment, case))
+    verdict = new_session().verify(Run(op, preset, deployment, case, schedule=schedule))
     assert verdict.status == PASS, failure_text(verdict)
 
 
