@@ -130,6 +130,22 @@ FAULTS = (
     ),
     fault(
         LAYER_SWA,
+        "token_number_for_position",
+        "p = pl.cast(pl.read(position_ids, [t]), pl.INDEX)",
+        "p = t + 0",
+        "rows of the table are found by position",
+        "rope_cos",
+    ),
+    fault(
+        LAYER_SWA,
+        "half_of_a_rope_row",
+        "rope_cos[t : t + 1, 0:ROPE_DIM] = freqs_cos[p : p + 1, 0:ROPE_DIM]",
+        "rope_cos[t : t + 1, 0 : ROPE_DIM // 2] = freqs_cos[p : p + 1, 0 : ROPE_DIM // 2]",
+        "a row has both copies of its angles",
+        "rope_cos",
+    ),
+    fault(
+        LAYER_SWA,
         "projected_before_the_norm",
         "        x_normed, wq_a,",
         "        x_mixed, wq_a,",

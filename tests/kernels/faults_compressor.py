@@ -1,6 +1,6 @@
-"""Faults in the three decode compressors. Contract: decode_compressor_indexer.md, 2.7, 3.7, 4.7.
+"""Faults of decode_compressor_ratio4 and of the stages that the other two compressors splice in from it.
 
-Their common stages are in the kernel of ratio 4. A fault in one of them is planted there for all three.
+Contract: decode_compressor_indexer.md, 2.7, 3.7, 4.7. A fault of a common stage is planted there for all three.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ SCATTER_THEN_POOL = """\
     scatter(kv_projected, score_projected, ape, position_ids, state_slot_mapping, state)
     pool_overlapping(state, compress_state_block_table, position_ids, pooled_rows)
 """
-SCATTER_THEN_POOL_128 = SCATTER_THEN_POOL.replace("pool_overlapping", "pool_window")
-SCATTER_THEN_POOL_INNER = SCATTER_THEN_POOL.replace("state_slot_mapping", "inner_state_slot_mapping")
 WEIGHTED = "            scaled = pl.col_expand_mul(again, pl.cast(gamma[0:1, n0 : n0 + COLS], pl.FP32))\n"
 TURNED = "                turned = signed(swapped)\n"
 ROTATION = """\
@@ -43,9 +41,6 @@ ANGLES_OF_ONE = """\
 """
 BIASED = "pl.add(score, ape[phase : phase + 1, n0 : n0 + COLS])"
 PAGE = "page = pl.cast(pl.read(block_table, [b, position // STATE4_PAGE]), pl.INDEX)"
-PAGE_128 = "page = pl.cast(pl.read(block_table, [b, first // RATIO * PAGES + i]), pl.INDEX)"
-SHARE = "share = pl.col_expand_mul(weight, pl.recip(pl.col_sum(weight)))"
-TILE_128 = "[row : row + STATE128_PAGE, {0} : {0} + COLS]"
 
 
 def swapped(lines: str) -> str:
@@ -102,6 +97,31 @@ COMMON = (
         after="pl.add(score, 0.0)",
         output="compress_state",
         why="the state holds the biased score",
+    ),
+    Fault(
+        op=R4,
+        name="encoding_twice",
+        before=BIASED,
+        after="pl.add(score, pl.mul(ape[phase : phase + 1, n0 : n0 + COLS], 2.0))",
+        output="compress_state",
+        why="a score is biased once",
+    ),
+    Fault(
+        op=R4,
+        name="encoding_of_the_first_token_only",
+        before=BIASED,
+        after="pl.add(score, pl.mul(ape[phase : phase + 1, n0 : n0 + COLS], pl.cast(1 - pl.min(s, 1), pl.FP32)))",
+        output="compress_state",
+        why="every token of a step has an encoding",
+        deployment=MTP,
+    ),
+    Fault(
+        op=R4,
+        name="boxes_rounded_down",
+        before="pl.spmd(BOXES * (WIDTH // PROJECT_COLS),",
+        after="pl.spmd(T // BOX * (WIDTH // PROJECT_COLS),",
+        output="compress_state",
+        why="a box that is not full is not projected",
     ),
     Fault(
         op=R4,
@@ -284,6 +304,22 @@ OVERLAPPING = (
     ),
     Fault(
         op=R4,
+        name="stored_when_a_block_begins",
+        before="if phase + S >= ratio:",
+        after="if phase == 0:",
+        output="kv",
+        why="a row is stored when its block closes",
+    ),
+    Fault(
+        op=R4,
+        name="pooled_when_a_block_begins",
+        before="if phase + S >= RATIO:",
+        after="if phase == 0:",
+        output="kv",
+        why="a block is pooled when it closes",
+    ),
+    Fault(
+        op=R4,
         name="second_block_has_no_front",
         before="if start >= RATIO:",
         after="if start > RATIO:",
@@ -353,170 +389,5 @@ FAULTS = (
         after=swapped(SCATTER_THEN_POOL),
         output="kv",
         why="the row of the token that closes the block is not there yet",
-    ),
-    Fault(
-        op=R128,
-        name="pooled_before_the_scatter",
-        before=SCATTER_THEN_POOL_128,
-        after=swapped(SCATTER_THEN_POOL_128),
-        output="kv",
-        why="the row of the token that closes the block is not there yet",
-    ),
-    Fault(
-        op=R128,
-        name="last_page_left_out",
-        before="for i in pl.pipeline(PAGES, stage=2):",
-        after="for i in pl.pipeline(PAGES - 1, stage=2):",
-        output="kv",
-        why="the window is sixteen pages",
-    ),
-    Fault(
-        op=R128,
-        name="first_page_only",
-        before="first // RATIO * PAGES + i",
-        after="first // RATIO * PAGES",
-        output="kv",
-        why="every page is the first one of the window",
-    ),
-    Fault(
-        op=R128,
-        name="page_of_the_ring",
-        before="first // RATIO * PAGES + i",
-        after="first // RATIO * PAGES % 64 + i",
-        output="kv",
-        why="columns of the block table are absolute pages, with holes behind the look-back",
-        cases=("last_positions",),
-    ),
-    Fault(
-        op=R128,
-        name="logical_page",
-        before=PAGE_128,
-        after="page = first // RATIO * PAGES + i",
-        output="kv",
-        why="pages of a ring are found through the block table",
-    ),
-    Fault(
-        op=R128,
-        name="hole_read",
-        before="if page >= 0:",
-        after="if page >= -1:",
-        output="kv",
-        why="a negative entry is no page",
-        cases=("state_hole",),
-        fault=NEGATIVE_ROW,
-    ),
-    Fault(
-        op=R128,
-        name="hole_has_weight",
-        before="value=FP32_NEG_INF",
-        after="value=0.0",
-        output="kv",
-        why="rows without a page dilute the pool",
-        cases=("state_hole",),
-    ),
-    Fault(
-        op=R128,
-        name="scores_taken_for_keys",
-        before=f"= state{TILE_128.format('n0')}",
-        after=f"= state{TILE_128.format('m0')}",
-        output="kv",
-        why="the first half of a state row holds the keys",
-    ),
-    Fault(
-        op=R128,
-        name="pooled_one_token_late",
-        before="if first % RATIO + S >= RATIO:",
-        after="if first % RATIO + S > RATIO:",
-        output="kv",
-        why="a block closes with its last position",
-    ),
-    Fault(
-        op=R128,
-        name="stored_by_another_ratio",
-        before="cmp_slot_mapping, RATIO, kv_rows",
-        after="cmp_slot_mapping, RATIO - 1, kv_rows",
-        output="kv",
-        why="a row is stored when its block closes",
-    ),
-    Fault(
-        op=R128,
-        name="weights_not_normalised",
-        before=SHARE,
-        after="share = weight",
-        output="kv",
-        why="every column has a sum of weights of its own, so the norm does not remove it",
-    ),
-    Fault(
-        op=R128,
-        name="largest_score_not_subtracted",
-        before="pl.col_expand_expdif(score, pl.col_max(score))",
-        after="pl.exp(score)",
-        output="kv",
-        why="scores of 80 leave FP32",
-        cases=("high_scores",),
-    ),
-    Fault(
-        op=R128,
-        name="rounded_before_the_norm",
-        before="pl.col_sum(pl.mul(kv, share))",
-        after=through_bf16("pl.col_sum(pl.mul(kv, share))"),
-        output="kv",
-        why="the pooled row stays FP32 into the norm",
-    ),
-    Fault(
-        op=INNER,
-        name="pooled_before_the_scatter",
-        before=SCATTER_THEN_POOL_INNER,
-        after=swapped(SCATTER_THEN_POOL_INNER),
-        output="kv",
-        why="the row of the token that closes the block is not there yet",
-    ),
-    Fault(
-        op=INNER,
-        name="no_hadamard",
-        before="store(mixed_rows,",
-        after="store(rotated_rows,",
-        output="kv",
-        why="keys and queries are compared after the rotation",
-    ),
-    Fault(
-        op=INNER,
-        name="hadamard_from_the_left",
-        before=(
-            "hadamard[0:IDX_HEAD_DIM, n0 : n0 + HADAMARD_COLS]\n"
-            "        mixed[b0 : b0 + BOX, n0 : n0 + HADAMARD_COLS] = pl.matmul(rounded, columns, out_dtype=pl.FP32)"
-        ),
-        after=(
-            "hadamard[n0 : n0 + HADAMARD_COLS, 0:IDX_HEAD_DIM]\n"
-            "        product = pl.matmul(rounded, columns, out_dtype=pl.FP32, b_trans=True)\n"
-            "        mixed[b0 : b0 + BOX, n0 : n0 + HADAMARD_COLS] = product"
-        ),
-        output="kv",
-        why="a row of the matrix is an input lane; invisible in a symmetric one",
-        cases=("random_rotation",),
-    ),
-    Fault(
-        op=INNER,
-        name="truncated_before_the_hadamard",
-        before='pl.BF16, mode="rint")',
-        after='pl.BF16, mode="trunc")',
-        output="kv",
-        why="the row is rounded to nearest",
-    ),
-    Fault(
-        op=INNER,
-        name="mean_over_the_rotary_lanes",
-        before="normalise(pooled_rows, norm_w, IDX_HEAD_DIM_INV,",
-        after="normalise(pooled_rows, norm_w, 1.0 / ROPE_DIM,",
-        output="kv",
-        why="the mean is over the width of the head",
-    ),
-    Fault(
-        op=INNER,
-        name="stored_at_the_state_slot",
-        before="idx_slot_mapping, RATIO, kv_rows",
-        after="inner_state_slot_mapping, RATIO, kv_rows",
-        output="idx_kv_cache",
-        why="a pool has a mapping of its own",
     ),
 )

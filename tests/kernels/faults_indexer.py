@@ -384,6 +384,14 @@ FAULTS = (
     ),
     Fault(
         op=OP,
+        name="weights_constant_twice",
+        before="pl.mul(acc, IDX_WEIGHTS_SCALE)",
+        after="pl.mul(pl.mul(acc, IDX_WEIGHTS_SCALE), IDX_WEIGHTS_SCALE)",
+        output="score",
+        why="scores are scaled once",
+    ),
+    Fault(
+        op=OP,
         name="heads_weighed_by_a_part",
         before="for c in pl.pipeline(1, D // WEIGHTS_CHUNK, stage=2):",
         after="for c in pl.pipeline(1, D // WEIGHTS_CHUNK - 1, stage=2):",

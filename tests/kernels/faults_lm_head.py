@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import indent
+
 from fault import Fault
 
 PUBLISH_WAIT = "pld.system.wait(hidden_done, [owner, 0], 1, cmp=pld.WaitCmp.Ge)"
@@ -19,6 +21,20 @@ PUBLISH_PUT = """\
                     chunk_rows=TOKENS,
                     chunk_cols=COPY_COLS,
                 )
+"""
+LAUNCH = """\
+    for rank in pl.range(pld.world_size()):
+        lm_head_rank(
+            hidden_states[rank],
+            lm_head_weight[rank],
+            logits[rank],
+            hidden_window,
+            hidden_done,
+            logits_window,
+            logits_done,
+            rank,
+            device=rank,
+        )
 """
 
 FAULTS = (
@@ -214,5 +230,14 @@ FAULTS = (
         output="logits",
         why="the tail of the second half of a row box is never computed",
         deployment="prefill",
+    ),
+    Fault(
+        op="lm_head",
+        name="launched_twice_on_the_same_windows",
+        before=LAUNCH,
+        after="    for _again in pl.range(2):\n" + indent(LAUNCH, "    "),
+        output="logits",
+        why="the signals of the first launch still stand, so nothing in the second waits",
+        fault="GG404",
     ),
 )

@@ -109,6 +109,22 @@ DISPATCH = (
         fault="GG404",
     ),
     dispatch(
+        "lanes_of_t_rows",
+        "lane = local * RECV_MAX + my_rank * MAX_PER_SRC + slot",
+        "lane = local * RECV_MAX + my_rank * T + slot",
+        "recv_x_out",
+        "a lane has RECV_MAX / EP rows, which is more than T here",
+        ranks=(*TWO_RANKS, ("recv_depth", 32)),
+    ),
+    dispatch(
+        "counts_by_expert_and_source",
+        "count = pl.read(recv_meta, [source, e])\n            for i",
+        "count = pl.read(recv_meta, [e % EP_WORLD_SIZE, source])\n            for i",
+        "recv_x_out",
+        "axes of recv_meta exchanged: keys are checked that nobody wrote",
+        fault="GG502",
+    ),
+    dispatch(
         "source_and_destination_exchanged",
         "counts, [my_rank, 0], [peer, 0], [1, N_LOCAL])",
         "counts, [peer, 0], [my_rank, 0], [1, N_LOCAL])",

@@ -94,4 +94,16 @@ FAULTS = (
         output="x_normed",
         why="the 1 + w convention of other models",
     ),
+    Fault(
+        op="rms_norm",
+        name="inverse_rms_rounded",
+        before="pl.row_expand_mul(chunk, inv_rms_column)",
+        after=(
+            "pl.mul(chunk, pl.cast(pl.cast(pl.row_expand_mul(\n"
+            "                pl.full([TOKENS, CHUNK], dtype=pl.FP32, value=1.0), inv_rms_column\n"
+            '            ), pl.BF16, mode="rint"), pl.FP32))'
+        ),
+        output="x_normed",
+        why="1/rms goes through BF16; every element stays within an ULP or two",
+    ),
 )
