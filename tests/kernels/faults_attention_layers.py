@@ -138,6 +138,15 @@ FAULTS = (
     ),
     fault(
         LAYER_SWA,
+        "positions_as_pairs",
+        "p = pl.cast(pl.read(position_ids, [t]), pl.INDEX)",
+        "p = pl.cast(pl.read(position_ids, [2 * t]), pl.INDEX)",
+        "INT32 positions read as INT64: two of them are one",
+        "rope_cos",
+        fault="GG501",
+    ),
+    fault(
+        LAYER_SWA,
         "half_of_a_rope_row",
         "rope_cos[t : t + 1, 0:ROPE_DIM] = freqs_cos[p : p + 1, 0:ROPE_DIM]",
         "rope_cos[t : t + 1, 0 : ROPE_DIM // 2] = freqs_cos[p : p + 1, 0 : ROPE_DIM // 2]",
