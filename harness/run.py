@@ -38,10 +38,11 @@ class Run:
 
     @property
     def id(self) -> str:
-        """`gate-tiny-decode-hash-seed0`; `-tokens16` before the case for each override, `-schedule7` unless 0."""
+        """`gate-tiny-decode-hash-seed0`; `-tokens16` before the case for each override, `-schedule7` unless 0, a tile set."""
         sizes = "".join(f"-{name}{value}" for name, value in self.overrides)
         schedule = f"-schedule{self.schedule}" if self.schedule else ""
-        return f"{self.op}-{self.preset}-{self.deployment}{sizes}-{self.case}-seed{self.seed}{schedule}"
+        tiles = f"-{self.tiles}" if self.tiles is not None else ""
+        return f"{self.op}-{self.preset}-{self.deployment}{sizes}-{self.case}-seed{self.seed}{schedule}{tiles}"
 
     @property
     def command(self) -> str:

@@ -72,7 +72,7 @@ class Bench:
         self.device = device
         self.last = DeviceRun({})
         self._path: Path | None = None
-        self._kernels: dict[tuple[tuple[str, int | float], ...], Kernel] = {}
+        self._kernels: dict[tuple[str | None, tuple[tuple[str, int | float], ...]], Kernel] = {}
 
     @property
     def name(self) -> str:
@@ -93,7 +93,7 @@ class Bench:
 
     def run(self, kernel: Any, op: Op, inputs: dict[str, Any], schedule: int) -> DeviceRun:
         """Raises KernelRefused and KernelFault."""
-        key = tuple(sorted(kernel.sizes.items()))
+        key = kernel.tiles, tuple(sorted(kernel.sizes.items()))
         self.last = DeviceRun({})
         if key not in self._kernels:
             path = self._path or kernel.path

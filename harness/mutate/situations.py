@@ -20,6 +20,9 @@ OTHERS: tuple[tuple[str, Overrides], ...] = (
 """Configurations besides TINY's decode, run with the default case: many row tiles, and epsilons that can be seen (1e-6
 is below the last bit of most sums)."""
 
+TILES = "before_pr672"
+"""The tile set that is not the default: run with the default case where a kernel has other code or sizes for it."""
+
 TOKENS: Overrides = (("tokens", 24),)
 """Three row tiles, the last box half full: run with every case, since a decode step of TINY has one tile."""
 
@@ -31,9 +34,9 @@ with the default case."""
 def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()) -> list[Run]:
     """The runs of an op at TINY that decide about a mutant, the default case first.
 
-    Every valid case (or the named ones) with the first seed in program order; the default case in OTHERS; every
-    case again with TOKENS, or the default case with BOXES; every case with each further seed, which seeds the schedule
-    too. Raises UsageError for a case that there is not.
+    Every valid case (or the named ones) with the first seed in program order; the default case in OTHERS and with
+    TILES; every case again with TOKENS, or the default case with BOXES; every case with each further seed, which seeds
+    the schedule too. Raises UsageError for a case that there is not.
     """
     loaded = load_op(op)
     valid = [case for case in loaded.cases if not case.invalid]
@@ -47,6 +50,8 @@ def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()
     for deployment, overrides in OTHERS:
         if _possible(op, deployment, dict(overrides)):
             runs.append(replace(first, deployment=deployment, overrides=overrides))
+    if TILES in loaded.kernel.read_text(encoding="utf-8"):
+        runs.append(replace(first, tiles=TILES))
     if _possible(op, "decode", dict(TOKENS)):
         runs += [replace(first, overrides=TOKENS, case=case.name) for case in chosen]
     else:

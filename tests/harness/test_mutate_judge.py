@@ -114,6 +114,21 @@ def test_situations_are_the_strongest_of_the_op() -> None:
     assert len(set(runs)) == len(runs)
 
 
+def test_code_of_the_other_tile_set_is_run(tmp_path: Path) -> None:
+    """qkv_proj_rope reads a head in chunks with the older tiles: wrong there, it is right with the default ones."""
+    text = (ROOT / "kernels" / "qkv_proj_rope.py").read_text(encoding="utf-8")
+    piece = "lanes_sum = pl.row_sum(pl.mul(lanes, lanes))"
+    assert piece in text
+    wrong = tmp_path / "qkv_proj_rope.py"
+    wrong.write_text(text.replace(piece, "lanes_sum = pl.row_sum(pl.mul(lanes, 2.0))"), encoding="utf-8")
+    runs = [run for run in situations("qkv_proj_rope", (0,)) if run.case == "default" and not run.overrides]
+    device, tolerances = get_device("emulator"), load_tolerances()
+    outcome = Judge([run for run in runs if run.deployment == "decode"], device, tolerances).judge(wrong)
+    assert outcome.status == KILLED
+    assert "before_pr672" in outcome.where
+    assert not [run for run in situations("rms_norm") if run.tiles]
+
+
 @pytest.mark.parametrize(("op", "tokens"), [("hc_head", 48), ("decode_sparse_attn_swa", 16)])
 def test_situations_have_several_tiles_where_24_tokens_are_none(op: str, tokens: int) -> None:
     many = [run for run in situations(op, (0,)) if run.overrides == (("tokens", tokens),)]
