@@ -38,11 +38,16 @@ class Run:
 
     @property
     def id(self) -> str:
-        """`gate-tiny-decode-hash-seed0`; `-tokens16` before the case for each override, `-schedule7` unless 0, a tile set."""
-        sizes = "".join(f"-{name}{value}" for name, value in self.overrides)
+        """`inputs_id`, with `-schedule7` unless that is 0, and the tile set unless it is the shipped one."""
         schedule = f"-schedule{self.schedule}" if self.schedule else ""
         tiles = f"-{self.tiles}" if self.tiles is not None else ""
-        return f"{self.op}-{self.preset}-{self.deployment}{sizes}-{self.case}-seed{self.seed}{schedule}{tiles}"
+        return f"{self.inputs_id}{schedule}{tiles}"
+
+    @property
+    def inputs_id(self) -> str:
+        """`gate-tiny-decode-hash-seed0`; `-tokens16` before the case for each override."""
+        sizes = "".join(f"-{name}{value}" for name, value in self.overrides)
+        return f"{self.op}-{self.preset}-{self.deployment}{sizes}-{self.case}-seed{self.seed}"
 
     @property
     def command(self) -> str:

@@ -80,7 +80,7 @@ def from_snapshots(directory: Path, wanted: Sequence[Run], left_out: list[str], 
     from harness.snapshots.load import find
 
     found = find(directory, wanted)
-    missing = list(dict.fromkeys(replace(run, schedule=0).id for run in wanted if run not in found))
+    missing = list(dict.fromkeys(run.inputs_id for run in wanted if run not in found))
     if not found or (missing and all_of_them):
         raise UsageError(f"{directory} holds no snapshot of {missing[0] if missing else 'any run'}")
     left_out += [f"{name}: no snapshot in {directory}" for name in missing]

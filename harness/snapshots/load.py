@@ -68,7 +68,7 @@ def _with_manifest(directory: Path, manifest: Manifest, run: Run, op: Op) -> _Re
     held = run_of(directory)
     assert held is not None
     if _situation(held) != _situation(run):
-        raise UsageError(f"snapshot {directory} holds {held.id}, not {replace(run, schedule=0).id}")
+        raise UsageError(f"snapshot {directory} holds {held.inputs_id}, not {run.inputs_id}")
     check_files(directory, manifest)
     stale = stale_reason(manifest)
     if stale and not run.allow_stale:

@@ -22,10 +22,10 @@ def save_snapshot(directory: Path, run: Run, prepared: Prepared, layout: str = S
 
     A kill at any moment leaves the snapshot that was there, or none, beside a directory that is refused.
     """
-    target = directory / run.id
+    target = directory / run.inputs_id
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{run.id}-", suffix=PARTIAL, dir=directory))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{run.inputs_id}-", suffix=PARTIAL, dir=directory))
         old = temporary.with_name(f"{temporary.name.removesuffix(PARTIAL)}-old{PARTIAL}")
         try:
             _write(temporary, run, prepared, layout)
