@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from goldens.numerics.visibility import BLOCK
 from specs.distributions import (
@@ -24,11 +25,11 @@ from specs.distributions import (
 )
 from specs.distributions.attention import DominantRow, Entries, PooledQ8, UnitRows
 from specs.distributions.positions import LONG, Starts
-from specs.distributions.ties import HalfCodes
+from specs.distributions.ties import HalfCodes, Neighbours
 from specs.errors import SpecError
 from specs.model import Deployment, ModelConfig
 from specs.paging import paging
-from specs.registry import Case
+from specs.registry import Case, Masks, Op
 from specs.requirements import require_between, require_decode, require_multiple
 from specs.tensors import Distribution, TensorSpec
 
@@ -114,6 +115,18 @@ def rope_at(ratio: int, starts: Starts) -> dict[str, Distribution]:
     return {"freqs_cos": RopeAt("cos", ratio, "token", starts), "freqs_sin": RopeAt("sin", ratio, "token", starts)}
 
 
+def seen_blocks(op: Op, visible: Tensor) -> Masks:
+    """Validity of a sparse attention whose tokens see the columns of `visible` [T, columns], bool.
+
+    A block of which a token sees nothing adds nothing, and how it is left out is the kernel's affair: its block_max and
+    block_sum [T, blocks, H] are undefined.
+    """
+    tokens = visible.shape[0]
+    seen = visible.reshape(tokens, -1, BLOCK).any(dim=2)
+    mask = seen.unsqueeze(2).expand(-1, -1, op.config.num_attention_heads)
+    return {"attn_out": None, "block_max": mask, "block_sum": mask}
+
+
 NO_ROTATION: dict[str, Distribution] = {"freqs_cos": Constant(1.0), "freqs_sin": Constant(0.0)}
 ALL_SLOTS = 1 << 20
 """As many slots of a list as there is room for."""
@@ -143,6 +156,18 @@ def fixture_cases(
                 "ori_kv": HalfCodes(),
                 "attn_sink": Constant(-1e4),
                 "wo_a": OneHot(),
+            },
+            tags=("exact", "rounding"),
+        ),
+        # All scores are 0: a head is the mean of two rows, and half of its numbers lie between two of BF16.
+        Case(
+            "bf16_ties",
+            {
+                **listed(Entries(ring=(2,))),
+                **NO_ROTATION,
+                "q": Constant(0.0),
+                "ori_kv": Neighbours(),
+                "attn_sink": Constant(-1e4),
             },
             tags=("exact", "rounding"),
         ),

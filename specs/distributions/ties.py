@@ -52,3 +52,17 @@ class HalfCodes:
         largest = rng.integers(4, size=spec.shape) == 0
         values[largest] = np.where(values[largest] < 0, -254, 254)
         return torch.from_numpy(values).to(spec.dtype)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """1 or the next value of BF16, by chance; lanes of odd number negative.
+
+    The mean of two rows lies half-way between the two in half of the lanes: even below, odd above.
+    """
+
+    def draw(self, ctx: DrawContext, spec: TensorSpec) -> Tensor:
+        """Values of the spec's dtype."""
+        values = 1.0 + ctx.rng(spec.name).integers(2, size=spec.shape) * 2.0**-7
+        values[..., 1::2] *= -1.0
+        return torch.from_numpy(values).to(spec.dtype)

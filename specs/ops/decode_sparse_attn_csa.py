@@ -17,6 +17,7 @@ from specs.attention import (
     output_tensors,
     require_step,
     rope_at,
+    seen_blocks,
 )
 from specs.distributions import Constant, KvTable
 from specs.distributions.attention import (
@@ -29,7 +30,7 @@ from specs.distributions.attention import (
 )
 from specs.distributions.positions import Starts
 from specs.model import Deployment, ModelConfig
-from specs.registry import Case, Op
+from specs.registry import Case, Inputs, Masks, Op
 from specs.tensors import Distribution, TensorSpec
 
 RATIO = 4
@@ -66,6 +67,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
         ),
         cases=_cases(tokens),
         parameters={"win": config.sliding_window, "softmax_scale": config.softmax_scale},
+        validity=_validity,
     )
 
 
@@ -75,6 +77,12 @@ def _at(starts: Starts) -> dict[str, Distribution]:
         "cmp_block_table": KvTable(RATIO, starts=starts),
         **rope_at(RATIO, starts),
     }
+
+
+def _validity(op: Op, inputs: Inputs) -> Masks:
+    """A token sees what its list names in the blocks that the mask keeps."""
+    kept = (torch.as_tensor(inputs[MASK]) > 0).repeat_interleave(BLOCK, dim=1)
+    return seen_blocks(op, (torch.as_tensor(inputs[LIST]) >= 0) & kept)
 
 
 def _listed(entries: Entries) -> dict[str, Distribution]:

@@ -18,6 +18,7 @@ from specs.attention import (
     require_step,
     require_whole_tail,
     rope_at,
+    seen_blocks,
 )
 from specs.distributions import Constant, KvTable
 from specs.distributions.attention import Entries, EntryList, HcaList, NamedRows, UnitRows
@@ -57,6 +58,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
         ),
         cases=_cases(deployment.tokens),
         parameters={"win": config.sliding_window, "slots": slots, "softmax_scale": config.softmax_scale},
+        validity=lambda op, inputs: seen_blocks(op, torch.as_tensor(inputs[LIST]) >= 0),
     )
 
 

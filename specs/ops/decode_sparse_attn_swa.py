@@ -15,6 +15,7 @@ from specs.attention import (
     output_tensors,
     require_step,
     rope_at,
+    seen_blocks,
 )
 from specs.distributions import Constant, Integers, KvTable
 from specs.distributions.attention import Entries, EntryBias, NamedRows, UnitRows, WindowBias
@@ -58,6 +59,7 @@ def build(config: ModelConfig, deployment: Deployment) -> Op:
         ),
         cases=_cases(tokens),
         parameters={"win": win, "softmax_scale": config.softmax_scale},
+        validity=lambda op, inputs: seen_blocks(op, torch.as_tensor(inputs["win_bias"]) == 0),
     )
 
 

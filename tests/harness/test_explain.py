@@ -15,7 +15,7 @@ from harness.localise import CARRIED, CLOSE, DIFFERS, EQUAL, UNTOLD, first_diver
 from harness.run import Run
 from harness.tolerances import load_tolerances
 from harness.verify import prepare
-from specs.registry import load_op
+from specs.registry import all_ops, load_op
 
 
 def faulty(tmp_path: Path, op: str, before: str, after: str) -> str:
@@ -26,9 +26,9 @@ def faulty(tmp_path: Path, op: str, before: str, after: str) -> str:
     return str(path)
 
 
-def result_of(op: str) -> DeviceRun:
+def result_of(op: str, case: str = "default") -> DeviceRun:
     loaded, device = load_op(op), EmulatorDevice()
-    return device.run(device.load(loaded.kernel, op, loaded.sizes), loaded, loaded.inputs())
+    return device.run(device.load(loaded.kernel, op, loaded.sizes), loaded, loaded.inputs(case))
 
 
 def test_a_right_kernel_diverges_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,6 +36,17 @@ def test_a_right_kernel_diverges_nowhere(capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     assert "no stage diverges" in said
     assert "h_i8" in said
+
+
+SOME_BLOCKS_EMPTY = [(f"decode_sparse_attn_{form}", "short_window") for form in ("csa", "hca", "swa")]
+
+
+@pytest.mark.parametrize(("op", "case"), [*((op, "default") for op in all_ops() if op != "moe"), *SOME_BLOCKS_EMPTY])
+def test_no_stage_of_a_shipped_kernel_diverges(op: str, case: str) -> None:
+    """A stage that is told and differs would be named as the cause of any other failure."""
+    prepared, _ = prepare(Run(op, case=case))
+    result = result_of(op, case)
+    assert first_diverging(walk(prepared, load_tolerances()[op], result)) is None
 
 
 def test_a_wrong_stage_is_named_and_the_command_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
