@@ -145,13 +145,12 @@ def gate(
     score = _score(logits)
     biased = score + gate_bias  # step 7: the bias selects, it never weighs
     chosen = _table_ids(tid2eid, input_ids, active, n) if hash_layer else _top_ids(biased, k)
-    chosen = continued(given, "gate", "indices", chosen)
-    selected = score.gather(1, chosen.long())
+    indices = continued(given, "gate", "indices", chosen.masked_fill(row >= active, 0))  # step 10, for the ids
+    selected = score.gather(1, indices.long())
     shares = _weights(selected, routed_scaling)
 
-    # Step 10. Inactive tokens.
+    # Step 10. Inactive tokens, for the rest.
     x_norm_scale = scale.masked_fill(row >= active, 0.0)
-    indices = chosen.masked_fill(row >= active, 0)
     weights = shares.masked_fill(row >= active, 0.0)
 
     if taps is not None:
