@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from harness.compare.output import Output, bad_mask, first_bad, mismatch
+from harness.compare.output import Output, bad_mask, first_bad, mismatch, unwritten
 from harness.compare.words import count_text, over_text
 from harness.locate import Axis, locate
 from harness.metrics import Metrics, Point, Rule, measure
@@ -103,10 +103,15 @@ class Comparator(ABC):
                 f"(actual {metrics.nonfinite_actual}, expected {metrics.nonfinite_expected})"
             )
         finite = replace(metrics, over=metrics.over - metrics.nonfinite_bad)
-        reasons += self.limits(finite)
+        broken = self.limits(finite)
+        reasons += broken
         used = self.used(finite)
         if not reasons:
             return Judgement(PASS, self.label, metrics, used=used)
-        bad = bad_mask(output, rule, everything=metrics.over == 0)
-        worst = metrics.worst or metrics.max_abs or first_bad(output, bad)
+        if not broken and not metrics.nonfinite_bad:  # what was written is right
+            bad = unwritten(output)
+            worst = first_bad(output, bad)
+        else:
+            bad = bad_mask(output, rule, everything=metrics.over == 0)
+            worst = metrics.worst or metrics.max_abs or first_bad(output, bad)
         return Judgement(FAIL, self.label, metrics, "; ".join(reasons), worst, locate(bad), used)

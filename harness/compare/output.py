@@ -57,6 +57,12 @@ def bad_mask(output: Output, rule: Rule, *, everything: bool = False) -> Tensor:
     return bad
 
 
+def unwritten(output: Output) -> Tensor:
+    """Bool mask of the elements that the contract defines and the device never wrote."""
+    mask = torch.zeros(output.expected.shape, dtype=torch.bool) if output.undefined is None else output.undefined
+    return mask if output.valid is None else mask & output.valid
+
+
 def first_bad(output: Output, bad: Tensor) -> Point | None:
     """The first marked element."""
     at = torch.nonzero(bad.reshape(-1))

@@ -103,6 +103,16 @@ def test_rejects_an_element_that_was_never_written_even_if_it_is_right(comparato
     assert judged.worst.index == (1,)
 
 
+def test_where_all_that_was_written_is_right_the_worst_element_is_one_that_was_not() -> None:
+    expected = torch.tensor([1.0, 2.0, 3.0])
+    actual = torch.tensor([1.5, 2.0, 3.0])  # 0.5 off, as far as CLOSE allows
+    judged = CLOSE.judge(Output(actual, expected, undefined=torch.tensor([False, False, True])))
+    assert judged.status == FAIL
+    assert judged.worst is not None
+    assert judged.worst.index == (2,)
+    assert judged.where[0].counts == ((2, 1),)
+
+
 @pytest.mark.parametrize("comparator", [EXACT, CLOSE, ULP, CODES], ids=lambda c: c.kind)
 def test_accepts_anything_where_the_contract_defines_nothing(comparator):
     valid = torch.tensor([True, False])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import FAULTS, Fault
@@ -18,6 +20,18 @@ from harness.verify import Session
 from specs.registry import all_ops, load_op
 
 RUNS = [(fault, case) for fault in FAULTS for case in fault.cases]
+
+LONG = ("decode_attention_csa", "decode_attention_hca", "decode_attention_swa", "decode_indexer", "moe")
+"""Ops whose kernel runs for a second: the first few of their faults always, the others with `-m slow`."""
+ALWAYS = 3
+
+
+def marked() -> Iterator[Any]:
+    """All runs; of the long ones, those that are not always made are slow."""
+    for fault, case in RUNS:
+        position = [other for other, _ in RUNS if other.op == fault.op].index(fault)
+        marks = (pytest.mark.slow,) if fault.op in LONG and position >= ALWAYS else ()
+        yield pytest.param(fault, case, id=f"{fault.id}-{case}", marks=marks)
 
 
 Overrides = tuple[tuple[str, float], ...]
@@ -44,7 +58,7 @@ def test_the_list_is_long_and_covers_every_op() -> None:
         assert sum(fault.op == op for fault in FAULTS) >= 6, op
 
 
-@pytest.mark.parametrize(("fault", "case"), RUNS, ids=[f"{fault.id}-{case}" for fault, case in RUNS])
+@pytest.mark.parametrize(("fault", "case"), marked())
 def test_rejects_planted_fault(
     fault: Fault, case: str, shared: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,9 +84,10 @@ def test_rejects_planted_fault(
 
 
 CLEAN = sorted({(f.op, f.preset, f.deployment, case, f.schedule, f.overrides) for f, case in RUNS})
+SLOW = [pytest.param(*run, marks=pytest.mark.slow) if run[0] in LONG else run for run in CLEAN]
 
 
-@pytest.mark.parametrize(("op", "preset", "deployment", "case", "schedule", "overrides"), CLEAN)
+@pytest.mark.parametrize(("op", "preset", "deployment", "case", "schedule", "overrides"), SLOW)
 def test_accepts_the_shipped_kernel_where_faults_are_sought(
     op: str,
     preset: str,
