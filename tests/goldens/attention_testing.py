@@ -28,8 +28,11 @@ def kv_row(inputs, token, raw):
 
 
 def listed_rows(inputs, token):
-    """The rows of a token's list, column by column."""
-    return [kv_row(inputs, token, int(raw)) for raw in inputs["cmp_sparse_indices"][token]]
+    """The rows of a token's list, column by column; none of a block that the mask drops, where there is one."""
+    listed = inputs["cmp_sparse_indices"][token]
+    mask = inputs.get("valid_block_mask")
+    kept = [True] * len(listed) if mask is None else (mask[token] > 0).repeat_interleave(BLOCK).tolist()
+    return [kv_row(inputs, token, int(raw)) if keep else None for raw, keep in zip(listed, kept, strict=True)]
 
 
 def biased_rows(inputs, token):

@@ -58,7 +58,7 @@ def test_the_list_is_long_and_covers_every_op() -> None:
         assert sum(fault.op == op for fault in FAULTS) >= 6, op
 
 
-@pytest.mark.parametrize(("fault", "case"), marked())
+@pytest.mark.parametrize(("fault", "case"), list(marked()))
 def test_rejects_planted_fault(
     fault: Fault, case: str, shared: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
