@@ -19,7 +19,9 @@ _MEMINFO = Path("/proc/meminfo")
 
 def needed(op: Op) -> int:
     """Bytes of the declared inputs and outputs: what every run of the op holds at the least."""
-    tensors = [spec for spec in (*op.inputs_spec, *op.outputs) if hasattr(spec, "shape")]
+    from specs.tensors import TensorSpec
+
+    tensors = [spec for spec in (*op.inputs_spec, *op.outputs) if isinstance(spec, TensorSpec)]
     return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in tensors)
 
 

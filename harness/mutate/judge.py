@@ -30,9 +30,9 @@ _LONGEST_REASON = 300
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant. `how`: verdict, fault, finding, input, limit or crash where it was killed; `where`: the
-    run that decided; `reason`: the words of that run; `default`: per gate, ours among them, whether it rejects the
-    outputs of the default case, None where it has no rule."""
+    """What became of a mutant. `how`: verdict, fault, finding, input, limit or crash where it was killed, error where
+    the harness broke; `where`: the run that decided; `reason`: the words of that run; `default`: per gate, ours among
+    them, whether it rejects the outputs of the default case, None where it has no rule."""
 
     status: str
     how: str = ""
