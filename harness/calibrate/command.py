@@ -25,6 +25,7 @@ from harness.calibrate.rewrite import rewritten, write
 from harness.errors import UsageError
 from harness.exit_codes import FAILED, PASSED, UNVERIFIED
 from harness.journal import Journal
+from harness.options import positive
 from harness.selection import Selection, expand, numbers
 from harness.tolerances import DEFAULT_PATH, Tolerances, load_tolerances
 
@@ -36,16 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `calibrate`."""
     parser.set_defaults(command=run)
     parser.add_argument("ops", nargs="*", metavar="OP", help="ops to calibrate (default: all)")
-    parser.add_argument("--devices", default="8", metavar="N", help="legal devices (default: 8)")
+    parser.add_argument("--devices", type=positive, default=8, metavar="N", help="legal devices (default: 8)")
     parser.add_argument("--seed", default="0..3", metavar="N", help=f"seeds of the inputs below {HELD_OUT}, like 0..3")
     parser.add_argument("--preset", default="tiny", metavar="NAMES", help="model sizes, like tiny,flash")
     parser.add_argument("--margin", default=str(fitting.MARGIN), metavar="X", help="times the ensemble's maximum")
     parser.add_argument("--write", action="store_true", help="write what was fitted to the tolerances file")
     parser.add_argument("--allow-looser", metavar="REASON", help="also what lets more pass; the reason is recorded")
-    parser.add_argument("--check", metavar="RUNS", help="instead: count failures on so many runs of held-out seeds")
+    parser.add_argument("--check", type=positive, metavar="RUNS", help="instead: count failures on held-out seeds")
     parser.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
     parser.add_argument("--journal", metavar="FILE", help="keep results here, and go on from those that are there")
-    parser.add_argument("-j", "--jobs", default="1", metavar="N", help="processes for --check (default: 1)")
+    parser.add_argument("-j", "--jobs", type=positive, default=1, metavar="N", help="processes of --check (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,9 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             kind = "calibrate" if arguments.check is None else "calibrate --check"
             journal = stack.enter_context(Journal(Path(arguments.journal), kind))
         if arguments.check is not None:
-            count, jobs = _whole(arguments.check, "--check"), _whole(arguments.jobs, "--jobs")
-            return _check(ops, count, tolerances, journal, jobs)
-        plan = Plan(ops, tuple(presets), tuple(numbers(arguments.seed)), _whole(arguments.devices, "--devices"))
+            return _check(ops, arguments.check, tolerances, journal, arguments.jobs)
+        plan = Plan(ops, tuple(presets), tuple(numbers(arguments.seed)), arguments.devices)
         return _calibrate(plan, path, tolerances, journal, arguments)
 
 
@@ -197,12 +197,6 @@ def _margin(text: str) -> float:
     if not 1 <= margin < math.inf:
         raise UsageError(f"--margin {text} is no number >= 1")
     return margin
-
-
-def _whole(text: str, option: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{option} {text} is no number >= 1")
-    return int(text)
 
 
 def _progress(text: str, say: bool = False) -> None:

@@ -29,6 +29,7 @@ from harness.mutate.mutants import OPERATORS, ROOT, Mutant, mutants_of_op
 from harness.mutate.pool import Settings, judge_all
 from harness.mutate.situations import situations
 from harness.mutate.summary import Result
+from harness.options import positive
 from harness.selection import Selection, expand, numbers
 from harness.tolerances import DEFAULT_PATH, Tolerances, load_tolerances
 
@@ -48,14 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--journal", metavar="FILE", help="keep results here, and go on from those that are there")
     parser.add_argument("--json", metavar="FILE", help="write every result")
     parser.add_argument("--list", action="store_true", help="operators and mutants, without judging them")
-    parser.add_argument("-j", "--jobs", default="1", metavar="N", help="processes (default: 1)")
+    parser.add_argument("-j", "--jobs", type=positive, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("-v", "--verbose", action="store_true", help="all survivors, a row per op and operator")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Judge the mutants asked for and print what became of them. Raises UsageError."""
     settings = _settings(arguments)
-    jobs = _whole(arguments.jobs, "--jobs")
     ops = list(dict.fromkeys(run.op for run in expand(Selection(ops=arguments.ops))))
     mutants = _chosen([m for op in ops for m in mutants_of_op(op, _words(arguments.operator))], arguments.mutant)
     if arguments.list:
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.journal is not None:
             journal = stack.enter_context(Journal(Path(arguments.journal), "mutate"))
         target = stack.enter_context(writable(arguments.json))
-        results = _judged(mutants, settings, jobs, tolerances, journal)
+        results = _judged(mutants, settings, arguments.jobs, tolerances, journal)
         _print(results, time.perf_counter() - start, verbose=arguments.verbose, explain=bool(arguments.mutant))
         if target is not None:
             target.write(_document(results, settings))
@@ -97,12 +97,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _words(given: Iterable[str]) -> list[str]:
     return [word.strip() for text in given for word in text.split(",")]
-
-
-def _whole(text: str, option: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{option} {text} is no number >= 1")
-    return int(text)
 
 
 def _chosen(mutants: list[Mutant], ids: Sequence[str]) -> list[Mutant]:

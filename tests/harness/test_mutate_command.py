@@ -54,7 +54,7 @@ def test_table_has_ops_classes_and_operators() -> None:
         (["rms_norm", "--seed", "a"], "'a' is no list of numbers"),
         (["rms_norm", "--limit", "0"], "--limit 0 is no number of seconds above 0"),
         (["rms_norm", "--limit", "nan"], "--limit nan is no number of seconds above 0"),
-        (["rms_norm", "--jobs", "0"], "--jobs 0 is no number >= 1"),
+        (["rms_norm", "--jobs", "0"], "--jobs: '0' is no number >= 1"),
         (["rms_norm", "--mutant", "x"], "there is no mutant x"),
         (["rms_norm", "--json", "/no/such/dir/file"], "cannot write /no/such/dir/file"),
         (["rms_norm", "--journal", "/proc/no/journal"], "cannot write /proc/no/journal"),
