@@ -20,11 +20,12 @@ _JUDGE = ("harness/verify.py", "harness/tolerances.py", "specs/registry.py")
 _FOLDERS = ("harness/compare", "harness/devices")  # of the comparators and of the emulator: every file counts
 
 
-def op_fingerprint(tree: Tree, op: str) -> str:
-    """The hash of everything that a verdict on `op` depends on in a checkout of goldengate."""
+def op_fingerprint(tree: Tree, op: str, without: Iterable[str] = ()) -> str:
+    """The hash of everything that a verdict on `op` depends on in a checkout of goldengate, files `without` aside."""
     own = [f"goldens/{op}.py", f"specs/ops/{op}.py", f"kernels/{op}.py"]
     whole = [path for folder in _FOLDERS for path in tree.list(folder, ".py")]
-    files = closure(tree, [*own, *_JUDGE, *whole])
+    left_out = set(without) - set(own)
+    files = [path for path in closure(tree, [*own, *_JUDGE, *whole]) if path not in left_out]
     return _hash(tree, files, repr(_tolerances(tree, op)))
 
 

@@ -20,10 +20,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Affected:
-    """An op that the gate judges, and why."""
+    """An op that the gate judges. `spliced`: only kernels of other ops, which its own splices in, differ."""
 
     op: str
-    why: str
+    spliced: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ def plan(
 ) -> Plan:
     """The runs of the ops named (default: all of the configuration) that differ from revision `base` (None: all).
 
-    Order: the default case of every op, then all cases, then rotating seeds and schedules. Raises UsageError for an
-    unknown name.
+    Order: the default case of every op, then all cases, then all cases with rotating seeds, each under a rotating
+    schedule, then the default case under the other rotating schedules. An op that a change
+    reaches only through the kernel of another op gets no rotating ones: those look for new faults, and the place to
+    look for them is the kernel that was changed. Raises UsageError for an unknown name.
     """
     from specs.registry import all_ops
 
@@ -61,18 +63,18 @@ def plan(
         if kernels and name not in kernels:
             raise UsageError(f"{name} is not in the [ops] of {config.root / 'goldengate.toml'}")
     affected = _affected(config, names, base)
-    chosen = [a.op for a in affected]
+    chosen = [a.op for a in sorted(affected, key=lambda a: a.spliced)]
+    changed = [a.op for a in affected if not a.spliced]
     left_out: list[str] = []
     waves: list[list[Run]] = []
     fixed, turning = _seeds(config, today)
-    for cases, seeds, schedules in (
-        (("default",), fixed.seeds[:1], fixed.schedules[:1]),
-        (config.cases, fixed.seeds, fixed.schedules),
-        (config.cases, turning.seeds, fixed.schedules[:1]),
-        (("default",), fixed.seeds[:1], turning.schedules),
-        (config.cases, turning.seeds, turning.schedules),
+    for of, cases, seeds, schedules in (
+        (chosen, ("default",), fixed.seeds[:1], fixed.schedules[:1]),
+        (chosen, config.cases, fixed.seeds, fixed.schedules),
+        *((changed, config.cases, (seed,), (schedule,)) for seed, schedule in _pairs(fixed, turning)),
+        (changed, ("default",), fixed.seeds[:1], turning.schedules),
     ):
-        for op in chosen if seeds and schedules else ():
+        for op in of if seeds and schedules else ():
             selection = Selection((op,), config.presets, config.deployments, cases, seeds, schedules)
             waves.append(_runs(selection, config, kernels, left_out, device))
     runs = tuple(dict.fromkeys(run for wave in waves for run in wave))
@@ -120,9 +122,15 @@ def _seeds(config: GateConfig, today: datetime.date) -> tuple[_Numbers, _Numbers
     return _Numbers(config.seeds, config.schedules), turning
 
 
+def _pairs(fixed: _Numbers, turning: _Numbers) -> list[tuple[int, int]]:
+    """Every rotating seed with one schedule: the rotating ones in turn, a fixed one where there are none."""
+    schedules = turning.schedules or fixed.schedules
+    return [(seed, schedules[i % len(schedules)]) for i, seed in enumerate(turning.seeds)]
+
+
 def _affected(config: GateConfig, names: Sequence[str], base: str | None) -> list[Affected]:
     if base is None:
-        return [Affected(name, "no base given") for name in names]
+        return [Affected(name) for name in names]
     root = config.root
     top = Path(git(root, "rev-parse", "--show-toplevel").decode().strip())
     before, now = revision_tree(root, base), WorkTree(root)
@@ -131,16 +139,21 @@ def _affected(config: GateConfig, names: Sequence[str], base: str | None) -> lis
     kernels = {op: file for op, file, _ in config.ops}
     found = []
     for name in names:
-        old, new = (_fingerprint(tree, name, kernels) for tree in (before, now))
-        if old != new:
-            found.append(Affected(name, f"differs from {base}"))
+        if _differs(before, now, name, kernels, whole=True):
+            found.append(Affected(name, spliced=not _differs(before, now, name, kernels, whole=False)))
     return found
+
+
+def _differs(before: Tree, now: Tree, op: str, kernels: dict[str, str], *, whole: bool) -> bool:
+    """Whether what a verdict on an op depends on differs between two trees; not `whole`: kernels of other ops aside."""
+    from specs.registry import all_ops
+
+    if op in kernels:
+        return kernel_fingerprint(before, kernels[op]) != kernel_fingerprint(now, kernels[op])
+    others = () if whole else [f"kernels/{name}.py" for name in all_ops()]
+    return op_fingerprint(before, op, others) != op_fingerprint(now, op, others)
 
 
 def _require_checkout(tree: Tree, top: Path) -> None:
     if tree.read("goldens/__init__.py") is None and tree.read("goldens/errors.py") is None:
         raise UsageError(f"{top} is no checkout of goldengate and has no goldengate.toml with an [ops] table")
-
-
-def _fingerprint(tree: Tree, op: str, kernels: dict[str, str]) -> str:
-    return kernel_fingerprint(tree, kernels[op]) if op in kernels else op_fingerprint(tree, op)

@@ -15,7 +15,7 @@ from harness.cli import main
 from harness.errors import UsageError
 from harness.gate.config import GateConfig, load_config
 from harness.gate.fingerprint import closure, op_fingerprint
-from harness.gate.plan import plan, seconds
+from harness.gate.plan import Affected, plan, seconds
 from harness.gate.trees import Tree, WorkTree
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +29,14 @@ def repository(tmp_path: Path) -> Path:
     """The example repository with one commit."""
     root = tmp_path / "kernels_of_others"
     shutil.copytree(EXAMPLE, root, ignore=shutil.ignore_patterns("__pycache__"))
+    commit(root)
+    return root
+
+
+def commit(root: Path) -> None:
     author = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org")
     for words in (("init", "-q"), ("add", "."), (*author, "commit", "-q", "-m", "Kernels")):
         subprocess.run(["git", *words], cwd=root, check=True)
-    return root
 
 
 def edit(path: Path, before: str, after: str) -> None:
@@ -138,6 +142,38 @@ def test_rotating_numbers_change_with_the_day_and_fixed_ones_do_not() -> None:
     assert today == plan(config, ["rms_norm"], None, TODAY).runs
     assert today[0].schedule == 0
     assert len({run.schedule for run in today}) == 3
+
+
+def test_a_rotating_seed_runs_every_case_once_under_a_rotating_schedule() -> None:
+    config = GateConfig(ROOT, cases=("default", "zero_rows"), rotating_seeds=3, rotating_schedules=2)
+    runs = plan(config, ["rms_norm"], None, TODAY).runs
+    turning = [run for run in runs if run.seed != 0]
+    assert len(turning) == 3 * 2
+    schedules = sorted({run.schedule for run in runs} - {0})
+    by_seed = {run.seed: run.schedule for run in turning}
+    assert list(by_seed.values()) == [schedules[0], schedules[1], schedules[0]]
+
+
+def checkout(root: Path) -> Path:
+    """What the gate reads of this repository, as a repository of its own with one commit."""
+    for name in ("goldens", "specs", "harness", "kernels"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tolerances.yaml", root)
+    commit(root)
+    return root
+
+
+def test_an_op_that_splices_a_changed_kernel_gets_the_fixed_seeds_alone(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "checkout")
+    edit(root / "kernels" / "rms_norm.py", "\nimport", "\n# changed\nimport")
+    work = plan(GateConfig(root, cases=("default",)), ["rms_norm", "decode_attention_swa", "hc_post"], "HEAD", TODAY)
+    assert work.affected == (Affected("rms_norm"), Affected("decode_attention_swa", spliced=True))
+    assert work.unaffected == ("hc_post",)
+    assert {run.seed for run in work.runs if run.op == "decode_attention_swa"} == {0}
+    assert len({run.seed for run in work.runs if run.op == "rms_norm"}) == 2
+    edit(root / "goldens" / "decode_attention_swa.py", "\nimport", "\n# changed\nimport")
+    again = plan(GateConfig(root, cases=("default",)), ["rms_norm", "decode_attention_swa"], "HEAD", TODAY)
+    assert again.affected == (Affected("rms_norm"), Affected("decode_attention_swa"))
 
 
 def test_default_cases_of_all_ops_come_first() -> None:
