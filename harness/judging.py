@@ -171,9 +171,7 @@ class _Continuation:
         if self.device.pop(name, None) is not None:
             self._evaluated = None
 
-    def expected(
-        self, entry: Entry
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor | None]]:
+    def expected(self, entry: Entry) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor | None]]:
         """The golden's outputs and stages to judge an entry by, and what of them is defined."""
         prepared = self.prepared
         given = {name: self.device[name] for name in entry.given if name in self.device and name in self._judged}

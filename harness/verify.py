@@ -30,6 +30,7 @@ from harness.versions import versions
 if TYPE_CHECKING:
     from specs.registry import Op
 
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds spent on the inputs, the golden, the device and the judge; 0 where a session had kept the result."""

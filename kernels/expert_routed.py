@@ -103,9 +103,7 @@ def expert_routed_inline(
                         acc = pl.matmul_acc(acc, x_next, w_next, b_trans=True)
                     up_i32[0:BOX, n0 : n0 + UP_COLS] = acc
 
-                with pl.spmd(
-                    MOE_INTER // ACT_COLS, name_hint="routed_activate", deps=[gate_task, up_task]
-                ) as act_task:
+                with pl.spmd(MOE_INTER // ACT_COLS, name_hint="routed_activate", deps=[gate_task, up_task]) as act_task:
                     n0 = pl.tile.get_block_idx() * ACT_COLS
                     x_scale = scale_rows[row0 : row0 + BOX, 0:1]
                     w1_scale = routed_w1_scale[e : e + 1, n0 : n0 + ACT_COLS]
@@ -122,9 +120,7 @@ def expert_routed_inline(
                     received = pl.set_validshape(h, rows, ACT_COLS)
                     h_fp32[0:BOX, n0 : n0 + ACT_COLS] = pl.fillpad(received, pad_value=pl.PadValue.zero)
 
-                with pl.at(
-                    level=pl.Level.CORE_GROUP, name_hint="routed_quantise", deps=[act_task]
-                ) as quant_task:
+                with pl.at(level=pl.Level.CORE_GROUP, name_hint="routed_quantise", deps=[act_task]) as quant_task:
                     amax = pl.full([1, BOX], dtype=pl.FP32, value=INT8_AMAX_EPS)
                     for c in pl.pipeline(MOE_INTER // QUANT_CHUNK, stage=2):
                         n0 = c * QUANT_CHUNK

@@ -173,9 +173,7 @@ def gate_inline(
                 logits = pl.matmul_acc(logits, x_next, w_next, b_trans=True)
             unbiased = sqrt_softplus(logits)
             score[t0 : t0 + BOX, e0 : e0 + EXPERT_TILE] = unbiased
-            biased[t0 : t0 + BOX, e0 : e0 + EXPERT_TILE] = pl.col_expand_add(
-                unbiased, bias[0:1, e0 : e0 + EXPERT_TILE]
-            )
+            biased[t0 : t0 + BOX, e0 : e0 + EXPERT_TILE] = pl.col_expand_add(unbiased, bias[0:1, e0 : e0 + EXPERT_TILE])
 
         if layer_id < N_HASH_LAYERS:
             for block in pl.spmd((active + TOKENS - 1) // TOKENS, name_hint="gate_route_hash"):

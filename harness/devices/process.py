@@ -19,8 +19,7 @@ from types import ModuleType
 from typing import Any
 
 _INSTALLED = tuple(
-    str(Path(sysconfig.get_path(name)).resolve()) + os.sep
-    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    str(Path(sysconfig.get_path(name)).resolve()) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 
 
@@ -83,9 +82,7 @@ def _stays(name: str, module: ModuleType, known: set[str]) -> bool:
     """Whether a module imported meanwhile may stay: part of Python, of an installed or of an already loaded package."""
     top = name.split(".")[0]
     file = getattr(module, "__file__", None)
-    return (
-        top in known or top in sys.stdlib_module_names or (file is not None and file.startswith(_INSTALLED))
-    )
+    return top in known or top in sys.stdlib_module_names or (file is not None and file.startswith(_INSTALLED))
 
 
 def user_place(error: BaseException, path: Path) -> tuple[str, int]:

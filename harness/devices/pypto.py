@@ -71,9 +71,7 @@ class PyPTODevice:
             raise KernelRefused(path, None, f"no function {function!r} under a pl.jit decorator")
         return PyPTOKernel(path, function, entry)
 
-    def run(
-        self, kernel: PyPTOKernel, op: Op, inputs: dict[str, Tensor | int | float], schedule: int = 0
-    ) -> DeviceRun:
+    def run(self, kernel: PyPTOKernel, op: Op, inputs: dict[str, Tensor | int | float], schedule: int = 0) -> DeviceRun:
         """Compile and run once. The order of tasks is the device's own: raises UsageError for a schedule but 0,
         KernelRefused when the compiler fails, KernelFault when the run does."""
         if schedule != 0:
@@ -83,9 +81,7 @@ class PyPTODevice:
         try:
             compiled = kernel.entry.compile(*values.values(), config=config)
         except Exception as error:
-            raise KernelRefused(
-                *user_place(error, kernel.path), f"{type(error).__name__}: {error}"
-            ) from error
+            raise KernelRefused(*user_place(error, kernel.path), f"{type(error).__name__}: {error}") from error
         start = time.perf_counter()
         try:
             if isinstance(compiled, self._distributed.DistributedCompiledProgram):
@@ -156,9 +152,7 @@ def _toolchain(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UsageError(
-            f"the PyPTO toolchain is not importable here ({error}); use --device emulator"
-        ) from error
+        raise UsageError(f"the PyPTO toolchain is not importable here ({error}); use --device emulator") from error
 
 
 def _host_values(op: Op, inputs: Mapping[str, Tensor | int | float]) -> dict[str, Any]:

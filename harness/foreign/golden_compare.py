@@ -48,9 +48,7 @@ class _Decided(Exception):
     """The prefix options decide: args are a verdict."""
 
 
-def _prefix(
-    actual: Tensor, expected: Tensor, rows: int | None, axis: int, zero_tail: bool
-) -> tuple[Tensor, Tensor]:
+def _prefix(actual: Tensor, expected: Tensor, rows: int | None, axis: int, zero_tail: bool) -> tuple[Tensor, Tensor]:
     """Both sides in FP32, restricted to the first `rows` entries along `axis` (12.5). Raises _Decided."""
     actual, expected = _fp32(actual), _fp32(expected)
     if rows is None:
@@ -67,9 +65,7 @@ def _prefix(
     return actual.narrow(axis, 0, rows), expected.narrow(axis, 0, rows)
 
 
-def _ratio_allclose(
-    actual: Tensor, expected: Tensor, atol: float, rtol: float, ratio: float, show: int
-) -> Verdict:
+def _ratio_allclose(actual: Tensor, expected: Tensor, atol: float, rtol: float, ratio: float, show: int) -> Verdict:
     found = _non_finite(actual, expected)
     if found is not None:
         return False, f"non-finite values: {found}"
@@ -114,9 +110,7 @@ def ratio_allclose(
         raise ValueError(f"max_error_ratio must be in [0, 1], got {max_error_ratio}")
     absolute, relative = atol, rtol
 
-    def compare(
-        actual: Tensor, expected: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5, **_: Any
-    ) -> Verdict:
+    def compare(actual: Tensor, expected: Tensor, *, rtol: float = 1e-5, atol: float = 1e-5, **_: Any) -> Verdict:
         try:
             a, e = _prefix(actual, expected, valid_rows, valid_axis, zero_tail)
         except _Decided as verdict:
@@ -180,9 +174,7 @@ def ratio_reldiff(
         worst = float(r[bad].max()) if count else 0.0
         reasons = []
         if count > limit:
-            reasons.append(
-                f"{count} of {total} points exceed {diff_thd:g} (allowed {pct_thd:g} = {limit} points)"
-            )
+            reasons.append(f"{count} of {total} points exceed {diff_thd:g} (allowed {pct_thd:g} = {limit} points)")
         if not worst < max_diff_hd:
             reasons.append(f"worst relative difference {worst:.6g} is not below {max_diff_hd:g}")
         if not reasons:
@@ -191,9 +183,7 @@ def ratio_reldiff(
         lines = ["; ".join(reasons), f"diff_thd={diff_thd:g} pct_thd={pct_thd:g} max_diff_hd={max_diff_hd:g}"]
         for index in bad.flatten().nonzero().flatten()[:max_show].tolist():
             x, y, relative = (side.flatten()[index].item() for side in (a, e, r))
-            lines.append(
-                f"[{index}] actual={x:.8g} expected={y:.8g} diff={abs(x - y):.6g} reldiff={relative:.6g}"
-            )
+            lines.append(f"[{index}] actual={x:.8g} expected={y:.8g} diff={abs(x - y):.6g} reldiff={relative:.6g}")
         return False, "\n".join(lines)
 
     compare.__name__ = (
@@ -203,14 +193,10 @@ def ratio_reldiff(
     return compare
 
 
-def topk_pair_compare(
-    vals_name: str, dim: int = -1, descending: bool = True, max_show: int = 10
-) -> Comparator:
+def topk_pair_compare(vals_name: str, dim: int = -1, descending: bool = True, max_show: int = 10) -> Comparator:
     """Indices may differ where the actual values of the output `vals_name` are in order there (12.3)."""
 
-    def compare(
-        actual: Tensor, expected: Tensor, *, actual_outputs: Mapping[str, Tensor], **_: Any
-    ) -> Verdict:
+    def compare(actual: Tensor, expected: Tensor, *, actual_outputs: Mapping[str, Tensor], **_: Any) -> Verdict:
         if vals_name not in actual_outputs:
             return False, f"topk_pair_compare is misconfigured: there is no output {vals_name!r}"
         ids, wanted, values = actual.cpu(), expected.cpu(), actual_outputs[vals_name].detach().cpu()
@@ -234,15 +220,11 @@ def topk_pair_compare(
                     True,
                     f"{NOTE}{number} indices differ and are judged by the order of {vals_name!r} alone",
                 )
-            return True, "" if bool(
-                ordered.all()
-            ) else f"{NOTE}{vals_name!r} is out of order and was not looked at"
+            return True, "" if bool(ordered.all()) else f"{NOTE}{vals_name!r} is out of order and was not looked at"
         lines = [f"{int(bad.sum())} differing indices have values out of order"]
         for index in bad.nonzero()[:max_show].tolist():
             at = tuple(index)
-            lines.append(
-                f"{index} actual={ids[at].item()} expected={wanted[at].item()} value={values[at].item():.8g}"
-            )
+            lines.append(f"{index} actual={ids[at].item()} expected={wanted[at].item()} value={values[at].item():.8g}")
         return False, "\n".join(lines)
 
     compare.__name__ = f"topk_pair_compare(vals_name={vals_name!r}, dim={dim}, descending={descending})"
@@ -315,9 +297,7 @@ def mapped_pool_ratio_allclose(
             return True, ""
         return inner(a[owned], e[owned], **run)
 
-    compare.__name__ = (
-        f"mapped_pool_ratio_allclose(mapping_name={mapping_name!r}, max_error_ratio={max_error_ratio})"
-    )
+    compare.__name__ = f"mapped_pool_ratio_allclose(mapping_name={mapping_name!r}, max_error_ratio={max_error_ratio})"
     return compare
 
 
@@ -348,9 +328,7 @@ def error_distribution(
     return compare
 
 
-def _distribution(
-    a: Tensor, e: Tensor, thresholds: tuple[float, ...], quantiles: tuple[float, ...]
-) -> list[str]:
+def _distribution(a: Tensor, e: Tensor, thresholds: tuple[float, ...], quantiles: tuple[float, ...]) -> list[str]:
     if a.numel() == 0:
         return ["empty tensor"]
     difference = (a - e).abs()

@@ -81,9 +81,7 @@ class _Job:
         """The function to run: the program itself, or the entry of a `pl.program` class. Raises TypeError."""
         entry = getattr(self.program, "entry", self.program)
         if not isinstance(entry, KernelFunction):
-            raise TypeError(
-                f"{_name(self.program)} is no kernel of pypto.language: the emulator cannot run it"
-            )
+            raise TypeError(f"{_name(self.program)} is no kernel of pypto.language: the emulator cannot run it")
         return entry
 
     @property
@@ -227,9 +225,7 @@ def _config(job: _Job) -> RunConfig:
     _refuse_unknown("compile", job.compile_cfg, _JIT_OPTIONS if job.jit else _PROGRAM_OPTIONS)
     known = {f.name for f in fields(RunConfig)} - {"platform", "backend_type"}
     compile_options = {n: v for n, v in job.compile_cfg.items() if n in known}
-    return RunConfig(
-        platform=platform, backend_type=backend, device_id=options.get("device_id", 0), **compile_options
-    )
+    return RunConfig(platform=platform, backend_type=backend, device_id=options.get("device_id", 0), **compile_options)
 
 
 def _refuse_unknown(kind: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -270,9 +266,7 @@ def _compiled(job: _Job, placeholders: list[Any], config: RunConfig) -> Compiled
         by_name = dict(zip((s.name for s in job.specs), placeholders, strict=True))
         placeholders = [by_name[p.name] for p in entry.parameters]
     elif len(placeholders) != len(entry.parameters):
-        raise entry.refuse(
-            f"{entry.name} takes {len(entry.parameters)} arguments, there are {len(placeholders)} specs"
-        )
+        raise entry.refuse(f"{entry.name} takes {len(entry.parameters)} arguments, there are {len(placeholders)} specs")
     return compile_program(entry, placeholders, config)
 
 
@@ -288,9 +282,7 @@ def _inputs(job: _Job, data: Path) -> dict[str, Tensor | ScalarSpec]:
     values = {s.name: s if isinstance(s, ScalarSpec) else s.create_tensor() for s in job.specs}
     if job.save_data:
         pure_outputs = {s.name for s in job.outputs if not s.is_inout}
-        tensors = {
-            n: v.value if isinstance(v, ScalarSpec) else v for n, v in values.items() if n not in pure_outputs
-        }
+        tensors = {n: v.value if isinstance(v, ScalarSpec) else v for n, v in values.items() if n not in pure_outputs}
         snapshots.write(data / "in", tensors)
     return values
 
@@ -336,15 +328,11 @@ def _execute(job: _Job, compiled: CompiledProgram, values: Mapping[str, Tensor |
         names = dict(zip(compiled.param_names, (s.name for s in job.specs), strict=True))
         for parameter, spec in names.items():
             if parameter != spec:
-                note(
-                    f"the parameter {parameter} of {compiled.program.name} is bound to the spec {spec}, by position"
-                )
+                note(f"the parameter {parameter} of {compiled.program.name} is bound to the spec {spec}, by position")
     outputs = {s.name for s in job.outputs}
     for p in parameters:
         if direction(p) == "in" and names[p.name] in outputs:
-            note(
-                f"{names[p.name]} is an output, but {compiled.program.name} declares it as input: it is not read back"
-            )
+            note(f"{names[p.name]} is an output, but {compiled.program.name} declares it as input: it is not read back")
     result = compiled.run({p: numbers[spec] for p, spec in names.items()}, resident)
     for parameter, output in result.outputs.items():
         host = values[names[parameter]]

@@ -35,9 +35,7 @@ def read_inputs(root: Path, specs: Sequence[Spec]) -> dict[str, Tensor | ScalarS
 
 def read_outputs(root: Path, specs: Sequence[Spec]) -> dict[str, Tensor]:
     """Expected outputs by name from `root`/out. Raises ValueError for a malformed file."""
-    return {
-        s.name: _tensor(_path(root, "out", s), s) for s in specs if isinstance(s, TensorSpec) and s.is_output
-    }
+    return {s.name: _tensor(_path(root, "out", s), s) for s in specs if isinstance(s, TensorSpec) and s.is_output}
 
 
 def write(folder: Path, values: Mapping[str, Tensor]) -> None:
@@ -92,9 +90,7 @@ def _scalar(root: Path, spec: ScalarSpec) -> ScalarSpec:
     path = _path(root, "in", spec)
     value = _load(path)
     if value.dim() != 0 or value.dtype != spec.dtype:
-        raise ValueError(
-            f"{path} is {value.dtype} {list(value.shape)}, expected a 0-dim tensor of {spec.dtype}"
-        )
+        raise ValueError(f"{path} is {value.dtype} {list(value.shape)}, expected a 0-dim tensor of {spec.dtype}")
     cached = ScalarSpec(spec.name, spec.dtype, value)
     if cached.python_value != spec.python_value:
         note(

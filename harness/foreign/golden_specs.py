@@ -40,9 +40,7 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.resident is True:
-            raise ValueError(
-                f"TensorSpec {self.name!r}: resident=True is ambiguous; give a worker number or 'stacked'"
-            )
+            raise ValueError(f"TensorSpec {self.name!r}: resident=True is ambiguous; give a worker number or 'stacked'")
         if self.is_resident and not is_residency(self.resident):
             raise ValueError(
                 f"TensorSpec {self.name!r}: resident={self.resident!r}; "
@@ -73,9 +71,7 @@ class TensorSpec:
             return made
         if callable(init):
             return torch.as_tensor(init(), dtype=self.dtype)
-        raise TypeError(
-            f"TensorSpec {self.name!r}: init_value of type {type(init).__name__} is not supported"
-        )
+        raise TypeError(f"TensorSpec {self.name!r}: init_value of type {type(init).__name__} is not supported")
 
 
 class ScalarSpec:
@@ -90,13 +86,9 @@ class ScalarSpec:
         self.dtype = dtype
         if dtype not in _RANGES and dtype not in _FLOATS and dtype is not torch.bool:
             raise ValueError(f"ScalarSpec {name!r}: unsupported dtype {dtype}")
-        self.value = (
-            value if isinstance(value, Tensor) else torch.tensor(_checked(name, dtype, value), dtype=dtype)
-        )
+        self.value = value if isinstance(value, Tensor) else torch.tensor(_checked(name, dtype, value), dtype=dtype)
         if self.value.dim() != 0:
-            raise ValueError(
-                f"ScalarSpec {name!r}: expected a 0-dim tensor, got shape {list(self.value.shape)}"
-            )
+            raise ValueError(f"ScalarSpec {name!r}: expected a 0-dim tensor, got shape {list(self.value.shape)}")
         if self.value.dtype != dtype:
             raise ValueError(f"ScalarSpec {name!r}: expected {dtype}, got a tensor of {self.value.dtype}")
 

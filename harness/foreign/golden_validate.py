@@ -84,7 +84,5 @@ def _allclose(actual: Tensor, expected: Tensor, rtol: float, atol: float) -> tup
     actual, expected, bad = actual.expand_as(bad), expected.expand_as(bad), bad.flatten()
     lines = [f"{int(bad.sum())} of {bad.numel()} elements mismatch, rtol={rtol:g} atol={atol:g}"]
     for index in bad.nonzero().flatten()[:_SHOWN].tolist():
-        lines.append(
-            f"[{index}] actual={actual.flatten()[index].item()} expected={expected.flatten()[index].item()}"
-        )
+        lines.append(f"[{index}] actual={actual.flatten()[index].item()} expected={expected.flatten()[index].item()}")
     return False, "\n".join(lines)

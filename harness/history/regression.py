@@ -22,7 +22,7 @@ STATISTICS = ("used", "ulp_max", "differing_fraction", "rel_l2", "abs_bias")
 share of errors of one sign beyond a fair coin's."""
 
 Row = dict[str, Any]
-_SITUATION = "op, preset, deployment, overrides, \"case\", output, stage, device"
+_SITUATION = 'op, preset, deployment, overrides, "case", output, stage, device'
 
 
 @dataclass(frozen=True)

@@ -124,5 +124,3 @@ def _is_loop(source: Source, node: ast.AST, names: tuple[str, ...]) -> bool:
         return False
     holder = source.parents[node]
     return isinstance(holder, ast.withitem) or (isinstance(holder, ast.For) and holder.iter is node)
-
-

@@ -130,7 +130,5 @@ def without(source: Source, call: ast.Call, name: str) -> str:
 
 def diff(before: str, after: str, path: str) -> str:
     """What a mutant changes, as a unified diff with one line around."""
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), f"a/{path}", f"b/{path}", n=1, lineterm=""
-    )
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), f"a/{path}", f"b/{path}", n=1, lineterm="")
     return "\n".join(lines)

@@ -125,14 +125,10 @@ def _chip(status: str) -> Markup:
 
 def _folded(title: str, *body: Markup, more: Iterable[Markup] = (), note: str = "", **attributes: str) -> Markup:
     words_after = [tag("span", note, class_="soft")] if note else []
-    return tag(
-        "details", tag("summary", title, *more, *words_after), tag("div", *body, class_="body"), **attributes
-    )
+    return tag("details", tag("summary", title, *more, *words_after), tag("div", *body, class_="body"), **attributes)
 
 
-def _table(
-    caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]
-) -> Markup:
+def _table(caption: str, columns: Sequence[tuple[str, str]], rows: Iterable[tuple[str, Sequence[str]]]) -> Markup:
     """`columns`: (title, class) with the class "n" for numbers; of each row the head and then the cells."""
     head = tag("tr", *(tag("th", title, scope="col", class_=kind) for title, kind in columns))
     body = [
@@ -175,9 +171,7 @@ def _op(name: str, configuration: str, outputs: Sequence[Output]) -> Markup:
     most = max(outputs, key=_used)
     table = _table(f"{name} {configuration}", _OUTPUT_COLUMNS, (_output(output) for output in outputs))
     tightest = f"{most.name} uses {words.share(most.used)}" if most.used is not None else ""
-    return _folded(
-        f"{name} {configuration} ", table, more=(_chip(status), svg.used_bar(most.used)), note=tightest
-    )
+    return _folded(f"{name} {configuration} ", table, more=(_chip(status), svg.used_bar(most.used)), note=tightest)
 
 
 def _output(output: Output) -> tuple[str, Sequence[str]]:
@@ -201,9 +195,7 @@ def _output(output: Output) -> tuple[str, Sequence[str]]:
 
 def _mutants(table: MutantTable) -> Markup:
     gates = list(table.total.gates)
-    columns = tuple(
-        (name, "n") for name in ("killed", "survived", "equivalent", "refused", "errors", "kill rate")
-    )
+    columns = tuple((name, "n") for name in ("killed", "survived", "equivalent", "refused", "errors", "kill rate"))
     more = tuple((f"{gate} *", "n") for gate in gates)
 
     def row(kills: Kills) -> tuple[str, Sequence[str]]:

@@ -203,9 +203,7 @@ def _moved(shifts: Iterable[Shift]) -> tuple[Moved, ...]:
         device = "" if key.device == "emulator" else f" on {key.device}"
         name = f"stage {key.output}" if key.stage else key.output
         groups.setdefault((key.op, f"{key.preset}/{key.deployment}{sizes}{device}", name), []).append(one)
-    return tuple(
-        Moved(*key, tuple(sorted(group, key=growth, reverse=True))) for key, group in sorted(groups.items())
-    )
+    return tuple(Moved(*key, tuple(sorted(group, key=growth, reverse=True))) for key, group in sorted(groups.items()))
 
 
 def growth(shift: Shift) -> float:

@@ -390,8 +390,13 @@ def test_rejects_loops(kernel, loop: str, reason: str) -> None:
 
 @pytest.mark.parametrize(
     ("loop", "expected"),
-    [("pl.range(4, 2)", 0), ("pl.range(3)", 3), ("pl.range(1, 8, 3)", 12), ("pl.unroll(3, 0, -1)", 6),
-     ("pl.parallel(3)", 3)],
+    [
+        ("pl.range(4, 2)", 0),
+        ("pl.range(3)", 3),
+        ("pl.range(1, 8, 3)", 12),
+        ("pl.unroll(3, 0, -1)", 6),
+        ("pl.parallel(3)", 3),
+    ],
 )
 def test_accepts_loops(kernel, loop: str, expected: int) -> None:
     """The sum of the loop variable."""

@@ -101,9 +101,11 @@ def test_waiting_on_the_wrong_source_is_a_dead_lock(kernel) -> None:
 def test_a_task_that_waits_does_not_stop_the_rank(kernel) -> None:
     """The receiving task is submitted first; the sending one must still run."""
     source = RING.format(notify=NOTIFY, wait=WAIT)
-    send = source[source.index('        with pl.at(level=pl.Level.CORE_GROUP, name_hint="send")') : source.index(
-        '        with pl.at(level=pl.Level.CORE_GROUP, name_hint="receive")'
-    )]
+    send = source[
+        source.index('        with pl.at(level=pl.Level.CORE_GROUP, name_hint="send")') : source.index(
+            '        with pl.at(level=pl.Level.CORE_GROUP, name_hint="receive")'
+        )
+    ]
     end = "        return out\n\n    @pl.jit.host"
     file = kernel(source.replace(send, "").replace(end, send + end))
     for schedule in SCHEDULES:
@@ -113,9 +115,7 @@ def test_a_task_that_waits_does_not_stop_the_rank(kernel) -> None:
 def test_windows_start_from_zero_in_every_dispatch(kernel) -> None:
     functions = ring(kernel)
     loaded = functions.load()
-    result = execute_host(
-        loaded["kernel"], {"x": X}, 0, frozenset({str(functions.path)}), world=4, dispatches=3
-    )
+    result = execute_host(loaded["kernel"], {"x": X}, 0, frozenset({str(functions.path)}), world=4, dispatches=3)
     assert torch.equal(result.outputs["out"], X.roll(1, 0))
     assert result.counters["dispatches"] == 12
 

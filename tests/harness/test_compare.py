@@ -251,7 +251,6 @@ def test_names_the_bad_elements_of_a_transposed_output():
     assert judged.where
 
 
-
 @pytest.mark.parametrize(
     ("comparator", "actual", "used"),
     [

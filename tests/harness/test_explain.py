@@ -54,7 +54,8 @@ def test_a_wrong_stage_is_named_and_the_command_repeated(tmp_path: Path, capsys:
     assert main(["explain", "expert_shared", "--kernel", path, "--schedule", "3"]) == 1
     said = capsys.readouterr().out
     assert "first diverging: h_i8: " in said
-    assert f"repeat: goldengate verify expert_shared --preset tiny --deployment decode --case default --seed 0 --schedule 3 --kernel {path}" in said  # noqa: E501
+    run = "--preset tiny --deployment decode --case default --seed 0 --schedule 3"
+    assert f"repeat: goldengate verify expert_shared {run} --kernel {path}" in said
 
 
 def test_a_fault_of_the_device_is_said_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,9 +163,7 @@ def test_devices_are_found_by_name(toolchain: Toolchain) -> None:
 
 
 def test_a_chip_program_gets_positional_tensors_and_ctypes_scalars(toolchain: Toolchain, file: Path) -> None:
-    op = make_op(
-        tensor("x"), ScalarSpec("n", torch.int32, 3), ScalarSpec("s", torch.bfloat16, 1.5), tensor("y", "out")
-    )
+    op = make_op(tensor("x"), ScalarSpec("n", torch.int32, 3), ScalarSpec("s", torch.bfloat16, 1.5), tensor("y", "out"))
     toolchain.effect = lambda arguments: arguments[3].copy_(arguments[0] * 2)
     x = torch.ones(2, 8)
     result = run(toolchain, file, op, {"x": x, "n": 3, "s": 1.5})

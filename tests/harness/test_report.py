@@ -41,7 +41,18 @@ def test_a_failure_says_what_where_and_how_to_repeat():
 
 def test_the_command_repeats_every_option():
     run = Run(
-        "gate", "flash", "prefill", "hash", 1, 2, "pypto", "my kernel.py", "gate2", "before_pr672", "warn", "off",
+        "gate",
+        "flash",
+        "prefill",
+        "hash",
+        1,
+        2,
+        "pypto",
+        "my kernel.py",
+        "gate2",
+        "before_pr672",
+        "warn",
+        "off",
         "t.yaml",
     )
     assert run.command == (

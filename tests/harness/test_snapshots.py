@@ -114,6 +114,7 @@ def test_a_view_is_stored_without_the_rest_of_its_storage(tmp_path: Path, layout
 
 # -- the same verdict (P11) ----------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "run", [Run("gate"), Run("gate", case="hash"), Run("qkv_proj_rope", seed=3), Run("rms_norm", "demo")],
@@ -186,9 +187,7 @@ def grow(path: Path) -> None:
     [(flip, "was changed since it was"), (cut, "is cut off at"), (grow, "was changed"), (Path.unlink, "is missing")],
     ids=["flipped", "cut", "grown", "removed"],
 )
-def test_any_file_that_changed_is_refused_by_name(
-    snapshot: Path, damage: Callable[[Path], None], said: str
-) -> None:
+def test_any_file_that_changed_is_refused_by_name(snapshot: Path, damage: Callable[[Path], None], said: str) -> None:
     manifest = read_manifest(snapshot)
     assert manifest is not None
     assert len(manifest["files"]) >= 3

@@ -26,7 +26,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return save_both(tmp_path_factory.mktemp("snapshots"))
 
 
-
 @pytest.fixture
 def foreign(saved: dict[str, Path], tmp_path: Path) -> Path:
     """A snapshot as the reference writes it: nothing beside `in` and `out`."""

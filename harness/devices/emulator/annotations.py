@@ -79,9 +79,7 @@ class DistributedTensor:
 
 def _directed(item: Any, direction: str) -> TensorType:
     if not isinstance(item, TensorType):
-        raise TypeError(
-            f"pl.{'Out' if direction == 'out' else 'InOut'} wraps a tensor annotation, got {item!r}"
-        )
+        raise TypeError(f"pl.{'Out' if direction == 'out' else 'InOut'} wraps a tensor annotation, got {item!r}")
     return replace(item, direction=direction)
 
 

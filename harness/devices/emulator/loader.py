@@ -44,9 +44,7 @@ def load_functions(path: Path, sizes: Mapping[str, Any], tile_set: str | None) -
             raise
         except (Exception, SystemExit) as error:
             raise KernelRefused(*user_place(error, path), f"{type(error).__name__}: {error}") from error
-    functions = {
-        n: f for n, f in module.__dict__.items() if isinstance(f, KernelFunction) and f.file == str(path)
-    }
+    functions = {n: f for n, f in module.__dict__.items() if isinstance(f, KernelFunction) and f.file == str(path)}
     for name, program in [(n, p) for n, p in module.__dict__.items() if isinstance(p, Program)]:
         if program.entry.file == str(path):
             functions |= {f"{name}.{n}": f for n, f in program.functions.items() if f is not program.entry}

@@ -128,9 +128,7 @@ class Machine:
         file, line = self.where()
         if (code, file, line) not in self._seen:
             self._seen.add((code, file, line))
-            self.findings.append(
-                Finding(code=code, message=message, file=file, line=line, severity=rule.severity)
-            )
+            self.findings.append(Finding(code=code, message=message, file=file, line=line, severity=rule.severity))
 
     @contextmanager
     def scope(self, *, manual: bool) -> Iterator[None]:

@@ -103,15 +103,11 @@ def compile_program(
     Shapes and dtypes of tensors matter, their contents do not.
     """
     if entry.kind not in ("entry", "host"):
-        raise entry.refuse(
-            f"{entry.name} is a pl.jit.{entry.kind} function: only an entry can be called from Python"
-        )
+        raise entry.refuse(f"{entry.name} is a pl.jit.{entry.kind} function: only an entry can be called from Python")
     for function in reachable(entry):
         function.compiled  # noqa: B018  refusals of every function, before anything runs
     config = RunConfig() if config is None else config
-    compiled = CompiledProgram(
-        entry, config, Path(config.save_kernels_dir or Path("build_output") / entry.name)
-    )
+    compiled = CompiledProgram(entry, config, Path(config.save_kernels_dir or Path("build_output") / entry.name))
     device.check_tensors(entry, compiled.bind(arguments))
     return compiled
 

@@ -102,7 +102,5 @@ def build() -> dict[str, ModuleType]:
         module.__dict__.update(contents)
         modules[name] = module
     modules["pypto.ir"].__path__ = []
-    modules["pypto.ir"].__dict__["distributed_compiled_program"] = modules[
-        "pypto.ir.distributed_compiled_program"
-    ]
+    modules["pypto.ir"].__dict__["distributed_compiled_program"] = modules["pypto.ir.distributed_compiled_program"]
     return modules

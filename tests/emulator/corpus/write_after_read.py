@@ -4,9 +4,7 @@ import pypto.language as pl
 
 
 @pl.jit
-def kernel(
-    x: pl.Tensor[[8, 8], pl.FP32], a: pl.Out[pl.Tensor[[8, 8], pl.FP32]], b: pl.Out[pl.Tensor[[8, 8], pl.FP32]]
-):
+def kernel(x: pl.Tensor[[8, 8], pl.FP32], a: pl.Out[pl.Tensor[[8, 8], pl.FP32]], b: pl.Out[pl.Tensor[[8, 8], pl.FP32]]):
     scratch = pl.create_tensor([8, 8], dtype=pl.FP32)
     with pl.at(level=pl.Level.CORE_GROUP):
         scratch[:, :] = pl.add(x[:, :], 1.0)

@@ -91,9 +91,7 @@ def test_ratio_reldiff_vectors(vector: str) -> None:
         pytest.param([1, 0, 2], [0, 1, 2], [1, 2, 3], False, True, id="C9"),
     ],
 )
-def test_topk_vectors(
-    ids: list[int], wanted: list[int], values: list[float], descending: bool, passes: bool
-) -> None:
+def test_topk_vectors(ids: list[int], wanted: list[int], values: list[float], descending: bool, passes: bool) -> None:
     compare = topk_pair_compare("values", descending=descending)
     outputs = {"values": torch.tensor(values)}
     assert compare(torch.tensor(ids), torch.tensor(wanted), actual_outputs=outputs)[0] is passes
@@ -130,9 +128,7 @@ def test_topk_rows_do_not_mix_and_dim_chooses_the_axis() -> None:
 )
 def test_topk_rejects_what_does_not_fit(compare: Any, shape: tuple[int, int], text: str) -> None:
     ids = torch.zeros(2, 2, dtype=torch.int32)
-    passed, message = compare(
-        ids, torch.zeros(shape, dtype=torch.int32), actual_outputs={"v": torch.zeros(2, 2)}
-    )
+    passed, message = compare(ids, torch.zeros(shape, dtype=torch.int32), actual_outputs={"v": torch.zeros(2, 2)})
     assert not passed
     assert text in message
 
@@ -150,9 +146,7 @@ def test_topk_rejects_what_does_not_fit(compare: Any, shape: tuple[int, int], te
 )
 @pytest.mark.parametrize("make", [lambda **o: ratio_allclose(0, 0, 0, **o), lambda **o: ratio_reldiff(0.01, 0, **o)],
                          ids=["allclose", "reldiff"])  # fmt: skip
-def test_prefix_vectors(
-    make: Any, actual: list, expected: list, rows: int, zero_tail: bool, passes: bool
-) -> None:
+def test_prefix_vectors(make: Any, actual: list, expected: list, rows: int, zero_tail: bool, passes: bool) -> None:
     compare = make(valid_rows=rows, zero_tail=zero_tail)
     assert compare(column(*actual), column(*expected))[0] is passes
 
@@ -189,9 +183,7 @@ def pool(row: int | None = None, value: float = 1.0) -> torch.Tensor:
         pytest.param(pool(3, -0.0), pool(), [0, 1], True, id="E13"),
     ],
 )
-def test_mapped_pool_vectors(
-    actual: torch.Tensor, expected: torch.Tensor, mapping: list[int], passes: bool
-) -> None:
+def test_mapped_pool_vectors(actual: torch.Tensor, expected: torch.Tensor, mapping: list[int], passes: bool) -> None:
     compare = mapped_pool_ratio_allclose("slots", [2], 2, atol=0, rtol=0, max_error_ratio=0)
     assert compare(actual, expected, inputs={"slots": torch.tensor(mapping)})[0] is passes
 
@@ -266,9 +258,7 @@ numbers = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=20)
 
 
 @given(numbers, numbers, st.sampled_from([1e-3, 1e-2, 0.3]), st.floats(0, 1))
-def test_ratio_reldiff_is_the_formula_and_symmetric(
-    a: list, e: list, threshold: float, fraction: float
-) -> None:
+def test_ratio_reldiff_is_the_formula_and_symmetric(a: list, e: list, threshold: float, fraction: float) -> None:
     """Section 12.2 in plain FP32 scalars, one point after another."""
     size = min(len(a), len(e))
     actual, expected = column(*a[:size]), column(*e[:size])

@@ -113,9 +113,7 @@ def test_a_comparator_gets_its_context(kernels, capsys) -> None:
         seen.update(context)
         return True, ""
 
-    result = run_jit(
-        kernels["scale"], scale_specs(), scale_golden, compare_fn={"y": compare}, rtol=0.5, atol=0.25
-    )
+    result = run_jit(kernels["scale"], scale_specs(), scale_golden, compare_fn={"y": compare}, rtol=0.5, atol=0.25)
     assert result.passed
     assert sorted(seen) == ["actual_outputs", "atol", "expected_outputs", "inputs", "rtol"]
     assert sorted(seen["actual_outputs"]) == ["total", "y"]
@@ -126,9 +124,7 @@ def test_a_comparator_gets_its_context(kernels, capsys) -> None:
 
 
 def test_a_misspelt_comparator_is_noted(kernels, capsys) -> None:
-    assert run_jit(
-        kernels["scale"], scale_specs(), scale_golden, compare_fn={"z": lambda *a, **k: (False, "")}
-    ).passed
+    assert run_jit(kernels["scale"], scale_specs(), scale_golden, compare_fn={"z": lambda *a, **k: (False, "")}).passed
     assert "note: compare_fn names 'z', which is no output: it is never used" in lines(capsys)
 
 
@@ -208,9 +204,7 @@ def test_rejects_unknown_options(kernels, options: dict[str, Any], text: str) ->
 
 
 def test_run_takes_the_options_of_the_ir_compiler(kernels, tmp_path) -> None:
-    result = run(
-        kernels["scale"], scale_specs(), scale_golden, compile_cfg={"output_dir": str(tmp_path / "build")}
-    )
+    result = run(kernels["scale"], scale_specs(), scale_golden, compile_cfg={"output_dir": str(tmp_path / "build")})
     assert result.passed
     assert result.work_dir == str(tmp_path / "build")
     assert (tmp_path / "build" / "data" / "in" / "x.pt").is_file()
@@ -237,9 +231,7 @@ def test_log_level_is_consumed_and_checked(kernels, capsys) -> None:
 
 
 def test_diagnostics_are_noted(kernels, capsys) -> None:
-    run_jit(
-        kernels["scale"], scale_specs(), scale_golden, runtime_cfg={"enable_pmu": 2, "enable_dep_gen": False}
-    )
+    run_jit(kernels["scale"], scale_specs(), scale_golden, runtime_cfg={"enable_pmu": 2, "enable_dep_gen": False})
     assert "note: the emulator writes no diagnostics for enable_pmu" in lines(capsys)
 
 
@@ -269,9 +261,7 @@ def test_an_output_that_the_kernel_declares_as_input_is_noted(kernels, capsys) -
         ),
     ],
 )
-def test_specs_that_do_not_fit_the_kernel_are_refused_at_compile_time(
-    kernels, change: Any, text: str
-) -> None:
+def test_specs_that_do_not_fit_the_kernel_are_refused_at_compile_time(kernels, change: Any, text: str) -> None:
     specs = scale_specs()
     change(specs)
     with pytest.raises(KernelRefused, match=text):
@@ -375,9 +365,7 @@ def test_a_golden_that_raises_leaves_only_inputs(kernels, tmp_path: Path) -> Non
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run_jit(
-            kernels["scale"], scale_specs(), golden, compile_cfg={"save_kernels_dir": str(tmp_path / "c")}
-        )
+        run_jit(kernels["scale"], scale_specs(), golden, compile_cfg={"save_kernels_dir": str(tmp_path / "c")})
     assert [p.name for p in (tmp_path / "c" / "data").iterdir()] == ["in"]
 
 
@@ -427,9 +415,7 @@ def test_missing_files_are_all_listed(kernels, tmp_path: Path, snapshot: Path) -
         ("out/y.pt", {"y": 1}, "holds a dict"),
     ],
 )
-def test_a_malformed_file_is_a_failed_result(
-    kernels, snapshot: Path, file: str, content: Any, text: str
-) -> None:
+def test_a_malformed_file_is_a_failed_result(kernels, snapshot: Path, file: str, content: Any, text: str) -> None:
     if isinstance(content, bytes):
         (snapshot / file).write_bytes(content)
     else:
@@ -529,7 +515,5 @@ def test_validate_notes_integers_that_fp32_cannot_hold(capsys) -> None:
 
 
 def test_validate_notes_differing_dtypes(capsys) -> None:
-    validate_golden(
-        {"a": torch.ones(2)}, {"a": torch.ones(2).char()}, compare_fn={"a": ratio_allclose(0, 0, 0)}
-    )
+    validate_golden({"a": torch.ones(2)}, {"a": torch.ones(2).char()}, compare_fn={"a": ratio_allclose(0, 0, 0)})
     assert "note: a: dtypes torch.float32 and torch.int8 differ" in lines(capsys)

@@ -82,9 +82,7 @@ def test_there_are_complete_scripts() -> None:
         ("ring_matmul", "owner = (me + RANKS - s)", "owner = (me + 1 + RANKS - s)", "'y' FAIL"),
     ],
 )
-def test_a_complete_script_can_fail(
-    scripts: Scripts, capsys, name: str, old: str, new: str, text: str
-) -> None:
+def test_a_complete_script_can_fail(scripts: Scripts, capsys, name: str, old: str, new: str, text: str) -> None:
     source = (COMPLETE / f"{name}.py").read_text()
     assert source.count(old) == 1
     scripts.write(f"{name}.py", source.replace(old, new))
@@ -139,9 +137,7 @@ def test_a_script_without_a_run_is_noted(scripts: Scripts, capsys) -> None:
     ("argument", "code", "text"),
     [("", 0, ""), ("0", 0, ""), ("3", 3, ""), ("None", 0, ""), ("'why'", 1, "why\n"), ("True", 1, "")],
 )
-def test_the_code_of_sys_exit_is_the_exit_code(
-    scripts: Scripts, capsys, argument: str, code: int, text: str
-) -> None:
+def test_the_code_of_sys_exit_is_the_exit_code(scripts: Scripts, capsys, argument: str, code: int, text: str) -> None:
     scripts.write("leave.py", f"import sys\nsys.exit({argument})\n")
     assert scripts.run("leave.py") == code
     assert capsys.readouterr().err == text
@@ -205,9 +201,7 @@ def test_a_file_that_cannot_be_read_exits_with_2(scripts: Scripts, capsys) -> No
 def test_findings_fail_unless_they_are_let_pass(scripts: Scripts, capsys) -> None:
     add_with(scripts, "[8, N], pl.FP32]]):", "[8, N], pl.BF16]]):")
     source = (
-        (scripts.folder / "add.py")
-        .read_text()
-        .replace('"c", [8, N], torch.float32', '"c", [8, N], torch.bfloat16')
+        (scripts.folder / "add.py").read_text().replace('"c", [8, N], torch.float32', '"c", [8, N], torch.bfloat16')
     )
     source = source.replace('tensors["a"] + tensors["b"] + OFF', '(tensors["a"] + tensors["b"]).bfloat16()')
     path = scripts.write("add.py", source)
@@ -306,9 +300,7 @@ def test_kernels_import_kernels_and_keep_their_own_globals(scripts: Scripts) -> 
 def test_a_fault_in_an_imported_kernel_is_located_there(scripts: Scripts, capsys) -> None:
     for name, source in CHAIN.items():
         scripts.write(name, source)
-    path = scripts.write(
-        "leaf.py", CHAIN["leaf.py"].replace("pl.mul(x, FACTOR)", "pl.mul(x[0:16, 0:8], FACTOR)")
-    )
+    path = scripts.write("leaf.py", CHAIN["leaf.py"].replace("pl.mul(x, FACTOR)", "pl.mul(x[0:16, 0:8], FACTOR)"))
     assert scripts.run("top.py") in (1, 2)
     assert capsys.readouterr().err.startswith(f"goldengate: error: {path}:7: ")
 

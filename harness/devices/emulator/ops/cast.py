@@ -62,9 +62,7 @@ def conversion(source: DType, target: DType, mode: str) -> Callable[[Torch], Tor
         raise fault(f"pl.cast: the operand already is {source}")
     chain = rounding_rules.chained(source, target, mode)
     if chain is None:
-        raise fault(
-            f"pl.cast: no conversion from {source} to {target}, not even through a chain of casts", "GG203"
-        )
+        raise fault(f"pl.cast: no conversion from {source} to {target}, not even through a chain of casts", "GG203")
     machine().lint("GG203", f"pl.cast {source} to {target}: no native conversion, cast step by step")
     return chain
 

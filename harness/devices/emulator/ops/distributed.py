@@ -174,9 +174,7 @@ def _number(value: object, name: str) -> int:
 
 
 @op("pld.system.notify", where=KERNEL)
-def notify(
-    target: object, peer: object, offsets: object, value: object, *, op: NotifyOp = NotifyOp.AtomicAdd
-) -> None:
+def notify(target: object, peer: object, offsets: object, value: object, *, op: NotifyOp = NotifyOp.AtomicAdd) -> None:
     """Add to, or set, a signal cell of the peer; what this unit did before is ordered before its wait (4.3)."""
     run, world = machine(), _world("system.notify")
     window = _window(target, "system.notify").peer(as_int(peer, "pld.system.notify peer"))
@@ -324,5 +322,3 @@ def all_to_all(target: object, signal: object) -> None:
     window = _sliced(target, "tensor.all_to_all")
     parts = _gather(window, signal, "tensor.all_to_all")
     _put_back(window, torch.stack([part[window.rank] for part in parts]))
-
-
