@@ -198,6 +198,7 @@ def compressor_cases(
         state_table: StateTable(kind.ratio, kind.page, kind.pages, hole_at=kind.ratio // 2),
         "position_ids": Positions(legal((255, 511, 383, 1023 - deployment.seq + 1), config, deployment)),
     }
+    first = legal((0, 1, 2, 3, 4, 5, 6, 7), config, deployment)
     return (
         Case("default", tags=("default",)),
         *start_cases(config, deployment, kind.ratio),
@@ -233,6 +234,8 @@ def compressor_cases(
             tags=("eps", "magnitude"),
         ),
         Case("zero_tokens", {"x": Constant(0.0)}, tags=("edge",)),
+        # The first token of the first request has slot 0 of the state: the smallest that is written.
+        Case("slot_zero", {state_table: IdentityTable(kind.pages), "position_ids": Positions(first)}, tags=("edge",)),
         *((Case("state_hole", hole, tags=("edge",)),) if kind.ratio == 128 else ()),
     )
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from harness.errors import UsageError, did_you_mean
 from harness.run import Run
 from specs.errors import SpecError
 from specs.registry import load_op
+
+if TYPE_CHECKING:
+    from specs.registry import Op
 
 Overrides = tuple[tuple[str, int | float], ...]
 
@@ -30,13 +35,22 @@ BOXES: tuple[Overrides, ...] = ((("tokens", 48),), (("tokens", 16),))
 """Several tiles for an op that takes whole boxes of 16 tokens, or 16 tokens at the most: the first that it takes is run
 with the default case."""
 
+GROWN: tuple[Overrides, ...] = (
+    (("num_attention_heads", 32), ("index_n_heads", 16), ("max_position_embeddings", 4096)),
+    (("n_routed_experts", 48),),
+)
+"""Sizes of which TINY has one tile, or a power of two: the default case is run with those that the kernel reads."""
+
+ORDERS = 8
+"""Further legal devices for the default case: a dependency that is missing shows in some orders of tasks only."""
+
 
 def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()) -> list[Run]:
     """The runs of an op at TINY that decide about a mutant, the default case first.
 
     Every valid case (or the named ones) with the first seed in program order; the default case in OTHERS and with
-    TILES; every case again with TOKENS, or the default case with BOXES; every case with each further seed, which seeds
-    the schedule too. Raises UsageError for a case that there is not.
+    TILES; every case again with TOKENS, or the default case with BOXES; the default case with GROWN and in ORDERS;
+    every case with each further seed, which seeds the schedule too. Raises UsageError for a case that there is not.
     """
     loaded = load_op(op)
     valid = [case for case in loaded.cases if not case.invalid]
@@ -57,7 +71,20 @@ def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()
     else:
         boxes = [overrides for overrides in BOXES if _possible(op, "decode", dict(overrides))]
         runs += [replace(first, overrides=overrides) for overrides in boxes[:1]]
+    runs += [replace(first, overrides=overrides) for overrides in GROWN if _read(loaded, dict(overrides))]
+    runs += [replace(first, schedule=schedule) for schedule in range(2, 2 + ORDERS)]
     return runs + [Run(op, case=case.name, seed=seed, schedule=seed) for seed in seeds[1:] for case in chosen]
+
+
+def _read(op: Op, overrides: dict[str, int | float]) -> bool:
+    """Whether the kernel file names a size that `overrides` change, and the op takes them."""
+    try:
+        other = load_op(op.name, "tiny", "decode", **overrides)
+    except SpecError:
+        return False
+    text = op.kernel.read_text(encoding="utf-8")
+    changed = [name for name, size in other.sizes.items() if op.sizes[name] != size]
+    return any(re.search(rf"\b{name}\b", text) for name in changed)
 
 
 def _possible(op: str, deployment: str, overrides: dict[str, int | float]) -> bool:

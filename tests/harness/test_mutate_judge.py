@@ -135,6 +135,32 @@ def test_situations_have_several_tiles_where_24_tokens_are_none(op: str, tokens:
     assert [run.case for run in many] == ["default"]
 
 
+@pytest.mark.parametrize(
+    ("op", "grown"),
+    [("decode_sparse_attn_swa", {"num_attention_heads"}), ("gate", {"n_routed_experts"}), ("hc_post", set())],
+)
+def test_situations_grow_the_sizes_that_the_kernel_reads(op: str, grown: set[str]) -> None:
+    """TINY has one tile of heads, and as many experts as the sort is wide."""
+    names = {"num_attention_heads", "n_routed_experts"}
+    runs = [run for run in situations(op, (0,)) if set(dict(run.overrides)) & names]
+    assert {run.case for run in runs} <= {"default"}
+    assert {run.overrides[0][0] for run in runs} == grown
+
+
+def test_a_missing_dependency_is_found_in_another_order(tmp_path: Path) -> None:
+    """The ring is overwritten while it is still read: a warning in most orders, and a race in some."""
+    kernel = ROOT / "kernels" / "decode_attention_swa.py"
+    piece = "pl.mul(pl.cast(attn_out[t : t + 1, 0:GUARD], pl.FP32), 0.0)"
+    text = kernel.read_text(encoding="utf-8")
+    assert piece in text
+    wrong = tmp_path / kernel.name
+    wrong.write_text(text.replace(piece, "0.0"), encoding="utf-8")
+    runs = [run for run in situations(kernel.stem, (0,), ("default",)) if run.schedule > 1]
+    found = Judge(runs, get_device("emulator"), load_tolerances()).judge(wrong)
+    assert (found.status, found.how) == (KILLED, "finding")
+    assert "GG402" in found.reason
+
+
 def test_situations_refuse_an_unknown_case() -> None:
     with pytest.raises(UsageError, match="unknown case 'defualt'; did you mean default"):
         situations("rms_norm", (0,), ("defualt",))
