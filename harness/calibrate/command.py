@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="tiny", metavar="NAMES", help="model sizes, like tiny,flash")
     parser.add_argument("--margin", default=str(fitting.MARGIN), metavar="X", help="times the ensemble's maximum")
     parser.add_argument("--write", action="store_true", help="write what was fitted to the tolerances file")
+    parser.add_argument("--tighten", action="store_true", help="write outputs of which nothing is looser only")
     parser.add_argument("--allow-looser", metavar="REASON", help="also what lets more pass; the reason is recorded")
     parser.add_argument("--check", type=positive, metavar="RUNS", help="instead: count failures on held-out seeds")
     parser.add_argument("--tolerances", metavar="FILE", help="instead of the shipped tolerances.yaml")
@@ -58,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--check only counts: --write and --allow-looser do not go with it")
     if arguments.check is not None and arguments.tolerances is not None:
         raise UsageError("--check counts the false alarms of the shipped tolerances: --tolerances does not go with it")
+    if arguments.tighten and (not arguments.write or arguments.allow_looser is not None):
+        raise UsageError("--tighten goes with --write, and not with --allow-looser")
     if arguments.allow_looser is not None and not (arguments.write and arguments.allow_looser.strip()):
         raise UsageError("--allow-looser takes the reason and goes with --write")
     tolerances = load_tolerances(path)
@@ -107,6 +110,9 @@ def _calibrate(
     for problem in problems[:_FAILURES_SHOWN]:
         print(f"\n{problem}")
     if arguments.write:
+        if arguments.tighten:
+            looser = {(fit.op, fit.output) for fit in found if fit.looser}  # its numbers go together
+            found = [fit for fit in found if (fit.op, fit.output) not in looser]
         _write(path, found, needs, plan, margin, arguments.allow_looser)
     if problems or any(need.failed for need in needs.values()):
         return FAILED

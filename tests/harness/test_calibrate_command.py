@@ -52,6 +52,8 @@ def tolerances(tmp_path: Path) -> Path:
         (["rms_norm", "--check", "1", "--write"], "--check only counts"),
         (["rms_norm", "--allow-looser", "because"], "--allow-looser takes the reason and goes with --write"),
         (["rms_norm", "--write", "--allow-looser", " "], "--allow-looser takes the reason"),
+        (["rms_norm", "--tighten"], "--tighten goes with --write"),
+        (["rms_norm", "--write", "--tighten", "--allow-looser", "why"], "and not with --allow-looser"),
         (["rms_norm", "--tolerances", "/no/file"], "/no/file: No such file"),
         (["rms_norm", "--journal", "/proc/no/journal"], "cannot write /proc/no/journal"),
     ],
@@ -115,6 +117,24 @@ def test_refuses_what_is_looser_without_a_reason(
     entry = load_tolerances(tolerances)["rms_norm"]["x_normed"]
     assert entry.provenance["looser"] == "a small output needs a point"
     assert entry.comparator.differing_points == 5  # type: ignore[attr-defined]
+
+
+def test_tightens_the_outputs_of_which_nothing_is_looser(tolerances: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of an output go together: half of a fit would be a tolerance that nothing was fitted to."""
+
+    def some(op: str, output: str, *_: object) -> list[Fit]:
+        if output == "post":
+            return [Fit(op, output, "rtol", 1e-7, 2e-7, 1.8e-6)]
+        return [Fit(op, output, "rtol", 1e-7, 2e-7, 3.8e-6), Fit(op, output, "atol", 1.0, 2.0, 1.9e-7)]
+
+    monkeypatch.setattr(fit, "fits", some)
+    before = load_tolerances(tolerances)["hc_pre"]
+    words = ["calibrate", "hc_pre", "--devices", "1", "--seed", "0", "--tolerances", str(tolerances)]
+    assert main([*words, "--write", "--tighten"]) == 0
+    now = load_tolerances(tolerances)["hc_pre"]
+    assert now["post"].comparator.rtol == 2e-7  # type: ignore[attr-defined]
+    assert now["post"].provenance["calibrated"].startswith("10 runs of 1 devices")
+    assert (now["comb"], now["x_mixed"]) == (before["comb"], before["x_mixed"])
 
 
 def test_refuses_to_write_where_a_legal_device_fails(tolerances: Path, capsys: pytest.CaptureFixture[str]) -> None:

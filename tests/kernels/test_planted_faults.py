@@ -21,16 +21,15 @@ from specs.registry import all_ops, load_op
 
 RUNS = [(fault, case) for fault in FAULTS for case in fault.cases]
 
-LONG = ("decode_attention_csa", "decode_attention_hca", "decode_attention_swa", "decode_indexer", "moe")
-"""Ops whose kernel runs for a second: the first few of their faults always, the others with `-m slow`."""
 ALWAYS = 3
+"""Faults of every op that are planted always; the others are slow, a part of them every day."""
+SEEN_ALWAYS = [f for op in all_ops() for f in [fault for fault in FAULTS if fault.op == op][:ALWAYS]]
 
 
 def marked() -> Iterator[Any]:
-    """All runs; of the long ones, those that are not always made are slow."""
+    """All runs, those that are not always made as slow ones."""
     for fault, case in RUNS:
-        position = [other for other, _ in RUNS if other.op == fault.op].index(fault)
-        marks = (pytest.mark.slow,) if fault.op in LONG and position >= ALWAYS else ()
+        marks = () if fault in SEEN_ALWAYS else (pytest.mark.slow,)
         yield pytest.param(fault, case, id=f"{fault.id}-{case}", marks=marks)
 
 
@@ -83,11 +82,16 @@ def test_rejects_planted_fault(
         assert "worst [" in text or "never written" in text
 
 
-CLEAN = sorted({(f.op, f.preset, f.deployment, case, f.schedule, f.overrides) for f, case in RUNS})
-SLOW = [pytest.param(*run, marks=pytest.mark.slow) if run[0] in LONG else run for run in CLEAN]
+def situation(fault: Fault, case: str) -> tuple[Any, ...]:
+    return fault.op, fault.preset, fault.deployment, case, fault.schedule, fault.overrides
 
 
-@pytest.mark.parametrize(("op", "preset", "deployment", "case", "schedule", "overrides"), SLOW)
+CLEAN = sorted({situation(fault, case) for fault, case in RUNS})
+CLEAN_ALWAYS = {situation(fault, case) for fault, case in RUNS if fault in SEEN_ALWAYS}
+MARKED = [run if run in CLEAN_ALWAYS else pytest.param(*run, marks=pytest.mark.slow) for run in CLEAN]
+
+
+@pytest.mark.parametrize(("op", "preset", "deployment", "case", "schedule", "overrides"), MARKED)
 def test_accepts_the_shipped_kernel_where_faults_are_sought(
     op: str,
     preset: str,
