@@ -27,10 +27,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     parts = config.getoption("rotate")
     if parts < 1:
         raise pytest.UsageError(f"--rotate must be at least 1, got {parts}")
+    if parts == 1:
+        return
     today = _part(parts)
-    kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % parts == today]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    parted: tuple[list[pytest.Item], list[pytest.Item]] = ([], [])
+    for item in items:
+        parted[zlib.crc32(item.nodeid.encode()) % parts == today].append(item)
+    others, items[:] = parted
+    config.hook.pytest_deselected(items=others)
 
 
 def _part(parts: int) -> int:

@@ -57,9 +57,9 @@ CHANGES = [
     legal("hc_head", "streams_one_by_one", PAIRWISE, ONE_BY_ONE),
     legal(
         "hc_post",
-        "last_stream_first",
-        "for old in pl.pipeline(HC_MULT, stage=4):\n",
-        "for i in pl.range(HC_MULT):\n                old = HC_MULT - 1 - i\n",
+        "stream_by_stream",
+        "t0 = block // HC_MULT * TOKENS\n        new = block % HC_MULT",
+        "t0 = block % (tokens // TOKENS) * TOKENS\n        new = block // (tokens // TOKENS)",
     ),
     legal(
         "gate",
@@ -92,12 +92,21 @@ CHANGES = [
     chunk("qkv_proj_rope", "Q_NORM_CHUNK", "Q_LORA", multiple=32),
     chunk("qkv_proj_rope", "Q_UP_CHUNK", "Q_LORA", multiple=32),
     chunk("qkv_proj_rope", "KV_DOWN_CHUNK", "KV_SLICE"),
-    legal("qkv_proj_rope", "other_half_first", "return pl.add(low, high)", "return pl.add(high, low)"),
-    legal(
+    falling(
         "qkv_proj_rope",
-        "lanes_before_the_rest",
-        "pl.add(nope_sum, rope_sum)",
-        "pl.add(rope_sum, nope_sum)",
+        "last_query_chunk_first",
+        "chunk = query_chunk(q_products, t0, c * Q_NORM_CHUNK)\n            chunk_sum",
+        "c * Q_NORM_CHUNK",
+        "Q_LORA",
+        "Q_NORM_CHUNK",
+    ),
+    falling(
+        "qkv_proj_rope",
+        "last_kv_chunk_first",
+        "chunk = kv_chunk(kv_products, t0, c * KV_CHUNK)\n            chunk_sum",
+        "c * KV_CHUNK",
+        "HEAD_DIM",
+        "KV_CHUNK",
     ),
     chunk(COMPRESSOR, "PROJECT_CHUNK", "D"),
     falling(
