@@ -25,6 +25,7 @@ from harness.fuzz import command as fuzz
 from harness.gate import command as gate
 from harness.mutate import command as mutate
 from harness.reporting import command as reporting
+from harness.versions import versions
 from specs.errors import SpecError
 
 _USERS_MISTAKES = (UsageError, SpecError, GoldenInputError, KernelRefused)
@@ -57,6 +58,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> _Parser:
     parser = _Parser(prog="goldengate", description="Golden references and numerical verification for kernels")
+    parser.add_argument("--version", action="version", version=", ".join(f"{n} {v}" for n, v in versions().items()))
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
 
     verify.add_arguments(commands.add_parser("verify", help="run kernels on a device and judge every output"))

@@ -75,11 +75,16 @@ def _files_of(tree: Tree, name: str, importer: str) -> list[str]:
 
 def _tolerances(tree: Tree, op: str) -> object:
     """The entry of an op as plain data, so that comments and other ops do not count."""
+    return _document(tree.read("tolerances.yaml") or b"").get(op)
+
+
+@lru_cache(maxsize=4)
+def _document(source: bytes) -> dict[str, object]:
     try:
-        document = YAML(typ="safe").load(tree.read("tolerances.yaml") or b"")
+        document = YAML(typ="safe").load(source)
     except YAMLError:
-        return None
-    return document.get(op) if isinstance(document, dict) else None
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _hash(tree: Tree, files: Iterable[str], more: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import UsageError
@@ -14,6 +14,12 @@ from harness.gate.fingerprint import kernel_fingerprint, op_fingerprint
 from harness.gate.trees import Tree, WorkTree, git, revision_tree
 from harness.run import Run
 from harness.selection import Selection, expand
+
+RANKS = 2
+"""The fewest that a host program takes."""
+
+PARTS = 3
+"""Of the cases of an op that only splices a changed kernel in, one part is run a day."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -50,10 +56,11 @@ def plan(
 ) -> Plan:
     """The runs of the ops named (default: all of the configuration) that differ from revision `base` (None: all).
 
-    Order: the default case of every op, then all cases, then all cases with rotating seeds, each under a rotating
-    schedule, then the default case under the other rotating schedules. An op that a change
-    reaches only through the kernel of another op gets no rotating ones: those look for new faults, and the place to
-    look for them is the kernel that was changed. Raises UsageError for an unknown name.
+    Order: the default case of every op; all cases of the ops that changed; a third of the cases, another each day, of
+    those that a change reaches only through a kernel that they splice in; all cases of the ops that changed with
+    rotating seeds, each under a rotating schedule, and their default case under the other rotating schedules. The
+    default case of a shipped host program runs on the ranks of its deployment, all other cases on RANKS: a case says
+    the same of each rank, and eight ranks cost what four runs of two do. Raises UsageError for an unknown name.
     """
     from specs.registry import all_ops
 
@@ -68,13 +75,16 @@ def plan(
     left_out: list[str] = []
     waves: list[list[Run]] = []
     fixed, turning = _seeds(config, today)
+    one = fixed.seeds[:1], fixed.schedules[:1]
+    part = today.toordinal() % PARTS
     for of, cases, seeds, schedules in (
-        (chosen, ("default",), fixed.seeds[:1], fixed.schedules[:1]),
-        (chosen, config.cases, fixed.seeds, fixed.schedules),
+        (chosen, ("default",), *one),
+        (changed, config.cases, fixed.seeds, fixed.schedules),
+        *(((op,), _part(op, config, part), *one) for op in chosen if op not in changed),
         *((changed, config.cases, (seed,), (schedule,)) for seed, schedule in _pairs(fixed, turning)),
         (changed, ("default",), fixed.seeds[:1], turning.schedules),
     ):
-        for op in of if seeds and schedules else ():
+        for op in of if cases and seeds and schedules else ():
             selection = Selection((op,), config.presets, config.deployments, cases, seeds, schedules)
             waves.append(_runs(selection, config, kernels, left_out, device))
     runs = tuple(dict.fromkeys(run for wave in waves for run in wave))
@@ -100,10 +110,28 @@ def _runs(
         for deployment in selection.deployments:
             one = Selection((op,), (preset,), (deployment,), selection.cases, selection.seeds, selection.schedules)
             try:
-                runs += expand(one, kernel=path, function=function, device=device)
+                found = expand(one, kernel=path, function=function, device=device)
             except SpecError as error:
                 left_out.append(f"{op} {preset}/{deployment}: {error}")
+                continue
+            runs += found if path is not None else [_on_few_ranks(run) for run in found]
     return runs
+
+
+def _on_few_ranks(run: Run) -> Run:
+    """The run on RANKS where it is one of more ranks and not the default case."""
+    from specs.registry import load_op
+
+    more = run.case != "default" and load_op(run.op, run.preset, run.deployment).world > RANKS
+    return replace(run, overrides=(("ep_world_size", RANKS),)) if more else run
+
+
+def _part(op: str, config: GateConfig, number: int) -> tuple[str, ...]:
+    """One of PARTS parts of the cases of an op, those that the configuration names."""
+    from specs.registry import load_op
+
+    valid = [case.name for case in load_op(op).cases if not case.invalid]
+    return tuple(name for name in valid if "all" in config.cases or name in config.cases)[number::PARTS]
 
 
 @dataclass(frozen=True)

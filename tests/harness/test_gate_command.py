@@ -17,6 +17,7 @@ from harness.gate.config import GateConfig, load_config
 from harness.gate.fingerprint import closure, op_fingerprint
 from harness.gate.plan import Affected, plan, seconds
 from harness.gate.trees import Tree, WorkTree
+from specs.registry import load_op
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tests" / "example_repository"
@@ -161,6 +162,27 @@ def checkout(root: Path) -> Path:
     shutil.copy(ROOT / "tolerances.yaml", root)
     commit(root)
     return root
+
+
+def test_a_host_program_runs_its_default_case_on_all_ranks_and_the_others_on_two() -> None:
+    runs = plan(GateConfig(ROOT, rotating_seeds=0, rotating_schedules=0), ["moe", "expert_routed"], None, TODAY).runs
+    few = {run.case for run in runs if run.overrides}
+    assert {run.overrides for run in runs if run.overrides} == {(("ep_world_size", 2),)}
+    assert few == {run.case for run in runs if run.op == "moe"} - {"default"}
+    assert len(few) > 20
+    assert {run.op for run in runs if run.overrides} == {"moe"}
+
+
+def test_an_op_that_splices_a_changed_kernel_gets_another_third_of_its_cases_every_day(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "checkout")
+    edit(root / "kernels" / "rms_norm.py", "\nimport", "\n# changed\nimport")
+    days = [TODAY + datetime.timedelta(days) for days in range(3)]
+    seen = [plan(GateConfig(root), ["decode_attention_swa"], "HEAD", day).runs for day in days]
+    names = [{run.case for run in runs} - {"default"} for runs in seen]
+    assert not names[0] & names[1]
+    everything = {case.name for case in load_op("decode_attention_swa").cases if not case.invalid}
+    assert set.union(*names) == everything - {"default"}
+    assert {run.case for run in seen[0] if run.case == "default"}
 
 
 def test_an_op_that_splices_a_changed_kernel_gets_the_fixed_seeds_alone(tmp_path: Path) -> None:
