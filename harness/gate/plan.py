@@ -58,9 +58,9 @@ def plan(
 
     Order: the default case of every op; all cases of the ops that changed; a third of the cases, another each day, of
     those that a change reaches only through a kernel that they splice in; all cases of the ops that changed with
-    rotating seeds, each under a rotating schedule, and their default case under the other rotating schedules. The
-    default case of a shipped host program runs on the ranks of its deployment, all other cases on RANKS: a case says
-    the same of each rank, and eight ranks cost what four runs of two do. Raises UsageError for an unknown name.
+    rotating seeds, each under a rotating schedule, and their default case under the other rotating schedules. The first
+    run of a shipped host program is on the ranks of its deployment, all others are on RANKS: a case says the same of
+    each rank, and eight ranks cost what four runs of two do. Raises UsageError for an unknown name.
     """
     from specs.registry import all_ops
 
@@ -114,15 +114,16 @@ def _runs(
             except SpecError as error:
                 left_out.append(f"{op} {preset}/{deployment}: {error}")
                 continue
-            runs += found if path is not None else [_on_few_ranks(run) for run in found]
+            runs += found if path is not None else [_on_few_ranks(run, config) for run in found]
     return runs
 
 
-def _on_few_ranks(run: Run) -> Run:
-    """The run on RANKS where it is one of more ranks and not the default case."""
+def _on_few_ranks(run: Run, config: GateConfig) -> Run:
+    """The run on RANKS where it has more, unless it is the first of its op."""
     from specs.registry import load_op
 
-    more = run.case != "default" and load_op(run.op, run.preset, run.deployment).world > RANKS
+    first = run.case == "default" and (run.seed, run.schedule) == (config.seeds[0], config.schedules[0])
+    more = not first and load_op(run.op, run.preset, run.deployment).world > RANKS
     return replace(run, overrides=(("ep_world_size", RANKS),)) if more else run
 
 
