@@ -19,7 +19,7 @@ RANKS = 2
 """The fewest that a host program takes."""
 
 PARTS = 3
-"""Of the cases of an op that only splices a changed kernel in, one part is run a day."""
+"""What is not run of all cases is run of one part of them, another each day."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -56,8 +56,8 @@ def plan(
 ) -> Plan:
     """The runs of the ops named (default: all of the configuration) that differ from revision `base` (None: all).
 
-    Order: the default case of every op; all cases of the ops that changed; a third of the cases, another each day, of
-    those that a change reaches only through a kernel that they splice in; all cases of the ops that changed with
+    Order: the default case of every op; all cases of the ops that changed; the day's part of the cases of those that a
+    change reaches only through a kernel that they splice in; the day's part of the cases of the ops that changed with
     rotating seeds, each under a rotating schedule, and their default case under the other rotating schedules. The first
     run of a shipped host program is on the ranks of its deployment, all others are on RANKS: a case says the same of
     each rank, and eight ranks cost what four runs of two do. Raises UsageError for an unknown name.
@@ -76,12 +76,12 @@ def plan(
     waves: list[list[Run]] = []
     fixed, turning = _seeds(config, today)
     one = fixed.seeds[:1], fixed.schedules[:1]
-    part = today.toordinal() % PARTS
+    parts = {op: _part(op, config, today.toordinal() % PARTS) for op in chosen}
     for of, cases, seeds, schedules in (
         (chosen, ("default",), *one),
         (changed, config.cases, fixed.seeds, fixed.schedules),
-        *(((op,), _part(op, config, part), *one) for op in chosen if op not in changed),
-        *((changed, config.cases, (seed,), (schedule,)) for seed, schedule in _pairs(fixed, turning)),
+        *(((op,), parts[op], *one) for op in chosen if op not in changed),
+        *(((op,), parts[op], (seed,), (schedule,)) for seed, schedule in _pairs(fixed, turning) for op in changed),
         (changed, ("default",), fixed.seeds[:1], turning.schedules),
     ):
         for op in of if cases and seeds and schedules else ():
@@ -128,7 +128,7 @@ def _on_few_ranks(run: Run, config: GateConfig) -> Run:
 
 
 def _part(op: str, config: GateConfig, number: int) -> tuple[str, ...]:
-    """One of PARTS parts of the cases of an op, those that the configuration names."""
+    """One of PARTS parts of the cases that the configuration names and the op has."""
     from specs.registry import load_op
 
     valid = [case.name for case in load_op(op).cases if not case.invalid]

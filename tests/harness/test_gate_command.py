@@ -145,14 +145,16 @@ def test_rotating_numbers_change_with_the_day_and_fixed_ones_do_not() -> None:
     assert len({run.schedule for run in today}) == 3
 
 
-def test_a_rotating_seed_runs_every_case_once_under_a_rotating_schedule() -> None:
-    config = GateConfig(ROOT, cases=("default", "zero_rows"), rotating_seeds=3, rotating_schedules=2)
+def test_a_rotating_seed_runs_the_cases_of_the_day_under_a_rotating_schedule() -> None:
+    config = GateConfig(ROOT, rotating_seeds=3, rotating_schedules=2)
     runs = plan(config, ["rms_norm"], None, TODAY).runs
-    turning = [run for run in runs if run.seed != 0]
-    assert len(turning) == 3 * 2
     schedules = sorted({run.schedule for run in runs} - {0})
-    by_seed = {run.seed: run.schedule for run in turning}
-    assert list(by_seed.values()) == [schedules[0], schedules[1], schedules[0]]
+    turning = [run for run in runs if run.seed != 0]
+    assert list({run.seed: run.schedule for run in turning}.values()) == [schedules[0], schedules[1], schedules[0]]
+    days = [plan(config, ["rms_norm"], None, TODAY + datetime.timedelta(days)).runs for days in range(3)]
+    seen = [{run.case for run in runs if run.seed != 0} for runs in days]
+    assert set.union(*seen) == {run.case for run in runs}
+    assert sum(map(len, seen)) == len(set.union(*seen))
 
 
 def checkout(root: Path) -> Path:
