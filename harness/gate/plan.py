@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,26 +70,37 @@ def plan(
         if kernels and name not in kernels:
             raise UsageError(f"{name} is not in the [ops] of {config.root / 'goldengate.toml'}")
     affected = _affected(config, names, base)
-    chosen = [a.op for a in sorted(affected, key=lambda a: a.spliced)]
-    changed = [a.op for a in affected if not a.spliced]
     left_out: list[str] = []
-    waves: list[list[Run]] = []
-    fixed, turning = _seeds(config, today)
-    one = fixed.seeds[:1], fixed.schedules[:1]
-    parts = {op: _part(op, config, today.toordinal() % PARTS) for op in chosen}
-    for of, cases, seeds, schedules in (
-        (chosen, ("default",), *one),
-        (changed, config.cases, fixed.seeds, fixed.schedules),
-        *(((op,), parts[op], *one) for op in chosen if op not in changed),
-        *(((op,), parts[op], (seed,), (schedule,)) for seed, schedule in _pairs(fixed, turning) for op in changed),
-        (changed, ("default",), fixed.seeds[:1], turning.schedules),
-    ):
-        for op in of if cases and seeds and schedules else ():
-            selection = Selection((op,), config.presets, config.deployments, cases, seeds, schedules)
-            waves.append(_runs(selection, config, kernels, left_out, device))
-    runs = tuple(dict.fromkeys(run for wave in waves for run in wave))
+    found = [_runs(wave, config, kernels, left_out, device) for wave in _waves(affected, config, today)]
+    runs = tuple(dict.fromkeys(run for wave in found for run in wave))
+    chosen = {a.op for a in affected}
     unaffected = tuple(name for name in names if name not in chosen)
     return Plan(runs, tuple(affected), unaffected, tuple(dict.fromkeys(left_out)))
+
+
+def _waves(affected: Sequence[Affected], config: GateConfig, today: datetime.date) -> Iterator[Selection]:
+    """Selections of one op each, in the order of `plan`."""
+    fixed, turning = _seeds(config, today)
+    one = fixed.seeds[:1], fixed.schedules[:1]
+    changed = [a.op for a in affected if not a.spliced]
+    splicing = [a.op for a in affected if a.spliced]
+    number = today.toordinal() % PARTS
+
+    def wave(
+        ops: Sequence[str], cases: Sequence[str] | None, seeds: Sequence[int], schedules: Sequence[int]
+    ) -> Iterator[Selection]:
+        """`cases` None: the day's part."""
+        for op in ops if seeds and schedules else ():
+            chosen = _part(op, config, number) if cases is None else cases
+            if chosen:
+                yield Selection((op,), config.presets, config.deployments, chosen, seeds, schedules)
+
+    yield from wave([*changed, *splicing], ("default",), *one)
+    yield from wave(changed, config.cases, fixed.seeds, fixed.schedules)
+    yield from wave(splicing, None, *one)
+    for seed, schedule in _pairs(fixed, turning):
+        yield from wave(changed, None, (seed,), (schedule,))
+    yield from wave(changed, ("default",), fixed.seeds[:1], turning.schedules)
 
 
 def _runs(
@@ -123,8 +134,9 @@ def _on_few_ranks(run: Run, config: GateConfig) -> Run:
     from specs.registry import load_op
 
     first = run.case == "default" and (run.seed, run.schedule) == (config.seeds[0], config.schedules[0])
-    more = not first and load_op(run.op, run.preset, run.deployment).world > RANKS
-    return replace(run, overrides=(("ep_world_size", RANKS),)) if more else run
+    if first or load_op(run.op, run.preset, run.deployment).world <= RANKS:
+        return run
+    return replace(run, overrides=(("ep_world_size", RANKS),))
 
 
 def _part(op: str, config: GateConfig, number: int) -> tuple[str, ...]:
