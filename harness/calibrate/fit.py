@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from harness.compare import FAIL, Close, Codes, Comparator, Ulp
@@ -19,6 +20,7 @@ from harness.reference import reference_limits
 
 MARGIN = 2.0
 _RARE = 1e-5
+_LARGE = 500.0
 _RULE_OF_THREE = 3.0
 _LEAST_CLOSE = 2.0**-23  # one step of FP32, relative
 
@@ -122,7 +124,13 @@ def fits(op: str, output: str, comparator: Comparator, need: Need, margin: float
 
 
 def rare_count(mean: float) -> int:
-    """The least count that a Poisson variable of this mean exceeds with a probability of at most 1e-5."""
+    """The least count that a Poisson variable of this mean exceeds with a probability of at most 1e-5.
+
+    Above 500, where e^-mean nears the smallest number there is, by the Cornish-Fisher expansion, rounded up.
+    """
+    if mean > _LARGE:
+        z = NormalDist().inv_cdf(1.0 - _RARE)
+        return math.ceil(mean + z * math.sqrt(mean) + (z * z - 1.0) / 6.0)
     term = total = math.exp(-mean)
     count = 0
     while 1.0 - total > _RARE:

@@ -140,6 +140,13 @@ def test_gathers_maxima_and_leaves_out_what_is_spared() -> None:
     assert gathered(runs) == Need(3, 1, 30, 8, {10: 1, 20: 7}, {"limit": 3.0}, 0.35)
 
 
+def test_rare_counts_of_outputs_that_differ_everywhere_end() -> None:
+    """e^-745 is zero in FP64: a sum that starts from it never reaches 1."""
+    below, above, far = rare_count(499.9), rare_count(500.1), rare_count(1e7)
+    assert abs(above - below) <= 1
+    assert 1e7 + 4.2 * 1e7**0.5 < far < 1e7 + 4.4 * 1e7**0.5
+
+
 @pytest.mark.parametrize("mean", [0.0, 1e-4, 0.02, 1.0, 30.0])
 def test_rare_count_is_exceeded_once_in_a_hundred_thousand(mean: float) -> None:
     draws = torch.distributions.Poisson(torch.tensor(max(mean, 1e-30), dtype=torch.float64))
