@@ -151,6 +151,22 @@ FAULTS = (
         "the second call waits for a 2 that never comes",
     ),
     sequence_fault(
+        "idle_tokens_summed",
+        "moe_combine",
+        "            if t < active:\n",
+        "            if t < T:\n",
+        "ffn_out",
+        "their rows of the window are those of an earlier call",
+    ),
+    sequence_fault(
+        "return_counted_twice",
+        "moe_combine",
+        "pld.system.notify(combine_arrived, peer, [my_rank, 0], 1, op=pld.NotifyOp.AtomicAdd)",
+        "pld.system.notify(combine_arrived, peer, [my_rank, 0], 2, op=pld.NotifyOp.AtomicAdd)",
+        "GG404",
+        "the second call's wait is satisfied by the first",
+    ),
+    sequence_fault(
         "epoch_never_rises",
         "moe_dispatch",
         "    active = pl.max(pl.min(num_tokens, T), 0)\n    x_rows",
