@@ -27,8 +27,6 @@ def falling(op: str, name: str, before: str, start: str, extent: str, step: str,
     return legal(op, name, before, before.replace(start, f"({extent} // {step} - 1 - c) * {step}"), **where)
 
 
-ONE_BY_ONE = "pl.add(pl.add(pl.add(x0, x1), x2), x3)"
-PAIRWISE = "pl.add(pl.add(x0, x1), pl.add(x2, x3))"
 LAST_SLICE_FIRST = (
     "for k in pl.range(K_SLICES):\n            row = k * padded + t0\n",
     "for i in pl.range(K_SLICES):\n            k = K_SLICES - 1 - i\n            row = k * padded + t0\n",
@@ -50,11 +48,9 @@ CHANGES = [
     chunk("hc_pre", "PROJECT_CHUNK", "K_SLICE"),
     chunk("hc_pre", "WIDEN_CHUNK", "K_SLICE"),
     legal("hc_pre", "last_slice_first", *LAST_SLICE_FIRST),
-    legal("hc_pre", "streams_one_by_one", PAIRWISE, ONE_BY_ONE),
     chunk("hc_head", "PROJECT_CHUNK", "K_SLICE"),
     chunk("hc_head", "WIDEN_CHUNK", "K_SLICE"),
     legal("hc_head", "last_slice_first", *LAST_SLICE_FIRST),
-    legal("hc_head", "streams_one_by_one", PAIRWISE, ONE_BY_ONE),
     legal(
         "hc_post",
         "stream_by_stream",
