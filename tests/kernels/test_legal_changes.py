@@ -34,11 +34,12 @@ def test_default_case(change: Fault, tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.id)
 def test_every_case_on_several_devices(change: Fault, tmp_path: Path) -> None:
     kernel, _ = change.write(tmp_path)
-    cases = [case.name for case in load_op(change.op).cases if not case.invalid]
+    op = load_op(change.op)
+    ranks = (("ep_world_size", 2),) if op.world > 2 else ()  # eight of them take four times as long
     passes(
         [
-            Run(change.op, case=case, seed=seed, schedule=seed * DEVICES + device, kernel=str(kernel))
-            for case in cases
+            Run(op.name, case=case, seed=seed, schedule=seed * DEVICES + device, kernel=str(kernel), overrides=ranks)
+            for case in [case.name for case in op.cases if not case.invalid]
             for seed in (0, 1)
             for device in range(DEVICES)
         ]
