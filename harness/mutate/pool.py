@@ -27,6 +27,7 @@ from harness.mutate.situations import situations
 _MEMORY = 6 << 30  # bytes of data that a worker may have
 _ALIVE = "alive"  # what a worker says after every run
 _PATIENCE = 0.2  # seconds between looks at the clock
+_PAUSED = 5.0  # seconds without a look: this process was stopped, and its workers with it
 _WALL = 20  # wall seconds for each processor second of the limit: one that sleeps is late, too
 
 
@@ -54,8 +55,12 @@ def judge_all(mutants: Sequence[Mutant], settings: Settings, jobs: int = 1) -> I
                 busy = [worker for worker in workers if worker.mutant is not None]
                 if not busy:
                     return
+                looked = time.monotonic()
                 wait([worker.pipe for worker in busy], timeout=_PATIENCE)
+                paused = time.monotonic() - looked > _PAUSED
                 for worker in busy:
+                    if paused:
+                        worker.rewind()
                     done = worker.take()
                     if done is not None:
                         yield done
@@ -87,10 +92,10 @@ class _Worker:
 
     def give(self, mutant: Mutant) -> None:
         self.mutant = mutant
-        self._wound()
+        self.rewind()
         self.pipe.send(mutant)
 
-    def _wound(self) -> None:
+    def rewind(self) -> None:
         """The clock starts anew."""
         self.since, self.spent = time.monotonic(), _processor_seconds(self.process.pid)
 
@@ -103,7 +108,7 @@ class _Worker:
                 answer = self.pipe.recv()
             except EOFError:
                 answer = None
-            self._wound()
+            self.rewind()
         spent = _processor_seconds(self.process.pid) - self.spent
         outcome: Outcome | None = None
         if answer is None:

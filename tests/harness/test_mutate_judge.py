@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
@@ -224,6 +226,22 @@ def test_processes_outlive_endless_loops_and_crashes() -> None:
     assert "exit code 3" in found[crash].reason
     assert found[hungry].status in (KILLED, REFUSED)
     assert found[fine].how == "verdict"
+
+
+@pytest.mark.slow  # starts a process
+def test_nobody_is_late_while_the_command_itself_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty-five minutes of Ctrl-Z once made a kill of a mutant that does nothing wrong."""
+    asleep = [0.0]
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + asleep[0]))
+
+    def stopped(*words: Any, **more: Any) -> Any:
+        asleep[0] += 1500.0
+        return wait(*words, **more)
+
+    monkeypatch.setattr(pool, "wait", stopped)
+    same = mutant(wrong("pl.mul(chunk, chunk)", "pl.mul(pl.mul(chunk, chunk), 1.0)"), 1)
+    ((_, outcome),) = judge_all([same], Settings(seeds=(0,), cases=("default",), limit=60.0))
+    assert outcome.status == EQUIVALENT
 
 
 RULES = {
