@@ -148,14 +148,17 @@ def _seconds(verdict: Verdict) -> float:
 
 def _cases(verdicts: Sequence[Verdict]) -> str:
     runs = [verdict.run for verdict in verdicts]
-    cases = list(dict.fromkeys(run.case for run in runs))
-    text = cases[0] if len(cases) == 1 else f"{len(cases)} cases"
+    text = _names(list(dict.fromkeys(run.case for run in runs)))
     seeds, schedules = {run.seed for run in runs}, {run.schedule for run in runs}
     if len(seeds) > 1 or seeds != {0}:
         text += f" × seeds {_span(seeds)}"
     if len(schedules) > 1 or schedules != {0}:
         text += f" × schedules {_span(schedules)}"
     return text
+
+
+def _names(cases: Sequence[str]) -> str:
+    return cases[0] if len(cases) == 1 else f"{len(cases)} cases"
 
 
 def _span(numbers: set[int]) -> str:
@@ -201,20 +204,25 @@ def summary(verdicts: Sequence[Verdict], seconds: float) -> str:
 
 
 def notes(verdicts: Iterable[Verdict]) -> list[str]:
-    """What the user should know although it fails nothing: notes and findings, each said once with a count."""
-    counts: dict[str, int] = {}
+    """What the user should know although it fails nothing: notes and findings, each said once."""
+    cases: dict[tuple[str, str], dict[str, None]] = {}
+    findings: dict[str, int] = {}
     for verdict in verdicts:
-        head = f"{verdict.run.op} {verdict.run.case}"
-        said = [f"{head}: {note}" for note in verdict.notes]
-        said += [str(finding) for finding in verdict.findings if str(finding) not in verdict.problems]
+        said = list(verdict.notes)
+        if verdict.status == EMPTY:
+            said.append("nothing to compare: the contract defines no element of the outputs")
+        for text in said:
+            cases.setdefault((verdict.run.op, text), {})[verdict.run.case] = None
+        said = [str(finding) for finding in verdict.findings if str(finding) not in verdict.problems]
         without = [name for name, judgement in verdict.outputs.items() if judgement.status == UNVERIFIED]
         if without:
             said.append(f"{verdict.run.op}: unverified: no tolerance for {', '.join(without)}")
-        if verdict.status == EMPTY:
-            said.append(f"{head}: nothing to compare: the contract defines no element of the outputs")
         for text in dict.fromkeys(said):
-            counts[text] = counts.get(text, 0) + 1
-    return [text if count == 1 else f"{text} (in {count} runs)" for text, count in counts.items()]
+            findings[text] = findings.get(text, 0) + 1
+    return [
+        *(f"{op} {_names(list(cases_of))}: {text}" for (op, text), cases_of in cases.items()),
+        *(text if count == 1 else f"{text} (in {count} runs)" for text, count in findings.items()),
+    ]
 
 
 def unverified_outputs(verdicts: Sequence[Verdict]) -> list[str]:

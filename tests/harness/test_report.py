@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import torch
 from standin import GoldenDevice, exact_entries
@@ -81,6 +82,12 @@ def test_an_output_without_tolerance_is_named():
     verdicts = [verify(entries={})]
     assert unverified_outputs(verdicts) == ["hc_post.y"]
     assert notes(verdicts) == ["hc_post: unverified: no tolerance for y"]
+
+
+def test_a_note_that_many_cases_share_is_said_once_for_its_op():
+    verdicts = [replace(verify(), run=Run("hc_post", case=case), notes=("x holds 3 NaN",)) for case in ("default", "a")]
+    assert notes(verdicts[:1] * 2) == ["hc_post default: x holds 3 NaN"]
+    assert notes(verdicts) == ["hc_post 2 cases: x holds 3 NaN"]
 
 
 def test_json_is_valid_and_complete_also_with_nan():

@@ -7,7 +7,7 @@ the fault shows only in the composition.
 from __future__ import annotations
 
 from attention_faults import LAYER_CSA, LAYER_HCA, LAYER_SWA, MTP, SWA, fault
-from fault import KERNELS
+from change import KERNELS
 
 
 def call(op: str, name: str) -> str:

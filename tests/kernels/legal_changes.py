@@ -5,26 +5,26 @@ Every one must pass everywhere. What fails here is a false alarm on a colleague 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from fault import Fault
+from change import KERNELS, Change
 
 
-def legal(op: str, name: str, before: str, after: str, **where: Any) -> Fault:
-    """A change that no output may fail for; `where`: part, occurs, nth, more, as of Fault."""
-    return Fault(op, name, before, after, output="", why="the contract leaves it free", **where)
+def chunk(op: str, size: str, part: str = "") -> Change:
+    """Chunks an eighth of their axis, in place of the half that TINY has, or the fewest that the kernel takes."""
+    source = (KERNELS / f"{part or op}.py").read_text(encoding="utf-8")
+    found = re.search(rf"^{size} = tile\((\w+), multiple=(\d+), [^)]*\)", source, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{part or op} has no {size}")
+    extent, least = found.groups()
+    after = f"\n{size} = max({least}, {extent} // 8)"
+    return Change(op, f"{size.lower()}_of_an_eighth", f"\n{found[0]}", after, part=part)
 
 
-def chunk(op: str, size: str, extent: str, part: str = "", divisor: int = 8, multiple: int = 16) -> Fault:
-    """Chunks an eighth of their axis, in place of the half that TINY has."""
-    before = f"\n{size} = tile({extent}, multiple={multiple}, pr672="
-    after = f"\n{size} = max({multiple}, {extent} // {divisor}) or tile({extent}, multiple={multiple}, pr672="
-    return legal(op, f"{size.lower()}_of_an_eighth", before, after, part=part)
-
-
-def falling(op: str, name: str, before: str, start: str, extent: str, step: str, **where: Any) -> Fault:
-    """A sum over chunks, the last one first: `before` sets `start` to `c * step`."""
-    return legal(op, name, before, before.replace(start, f"({extent} // {step} - 1 - c) * {step}"), **where)
+def falling(op: str, name: str, before: str, start: str, extent: str, step: str, **where: Any) -> Change:
+    """A sum over chunks, the last one first: `before` sets `start` to `c * step`; `where`: as of Change."""
+    return Change(op, name, before, before.replace(start, f"({extent} // {step} - 1 - c) * {step}"), **where)
 
 
 LAST_SLICE_FIRST = (
@@ -36,44 +36,39 @@ PEERS = "for peer in pl.range(EP_WORLD_SIZE):\n"
 PEERS_FALLING = "for i in pl.range(EP_WORLD_SIZE):\n            peer = EP_WORLD_SIZE - 1 - i\n"
 
 CHANGES = [
-    chunk("rms_norm", "CHUNK", "D"),
+    chunk("rms_norm", "CHUNK"),
     falling("rms_norm", "last_chunk_first", "d0 = c * CHUNK", "c * CHUNK", "D", "CHUNK", occurs=2, nth=1),
-    legal(
+    Change(
         "rms_norm",
         "mean_of_scaled_squares",
         "pl.row_sum(pl.mul(chunk, chunk))",
         "pl.row_sum(pl.mul(pl.mul(chunk, chunk), D_INV))",
         more=(("pl.mul(square_sum, D_INV)", "square_sum"),),
     ),
-    chunk("hc_pre", "PROJECT_CHUNK", "K_SLICE"),
-    chunk("hc_pre", "WIDEN_CHUNK", "K_SLICE"),
-    legal("hc_pre", "last_slice_first", *LAST_SLICE_FIRST),
-    chunk("hc_head", "PROJECT_CHUNK", "K_SLICE"),
-    chunk("hc_head", "WIDEN_CHUNK", "K_SLICE"),
-    legal("hc_head", "last_slice_first", *LAST_SLICE_FIRST),
-    legal(
+    chunk("hc_pre", "PROJECT_CHUNK"),
+    chunk("hc_pre", "WIDEN_CHUNK"),
+    Change("hc_pre", "last_slice_first", *LAST_SLICE_FIRST),
+    chunk("hc_head", "PROJECT_CHUNK"),
+    chunk("hc_head", "WIDEN_CHUNK"),
+    Change("hc_head", "last_slice_first", *LAST_SLICE_FIRST),
+    Change(
         "hc_post",
         "stream_by_stream",
         "t0 = block // HC_MULT * TOKENS\n        new = block % HC_MULT",
         "t0 = block % (tokens // TOKENS) * TOKENS\n        new = block // (tokens // TOKENS)",
     ),
-    legal(
-        "gate",
-        "norm_chunk_of_an_eighth",
-        "\nNORM_CHUNK = tile(D, multiple=32, ",
-        "\nNORM_CHUNK = max(32, D // 8) or tile(D, multiple=32, ",
-    ),
-    chunk("gate", "SCORE_CHUNK", "D", multiple=32),
+    chunk("gate", "NORM_CHUNK"),
+    chunk("gate", "SCORE_CHUNK"),
     falling("gate", "last_chunk_first", "d0 = c * NORM_CHUNK", "c * NORM_CHUNK", "D", "NORM_CHUNK", occurs=2, nth=1),
-    chunk("expert_shared", "UP_CHUNK", "D", multiple=32),
-    chunk("expert_shared", "DOWN_CHUNK", "MOE_INTER", multiple=32),
-    chunk("expert_shared", "QUANT_CHUNK", "MOE_INTER", multiple=32),
-    chunk("expert_routed", "UP_CHUNK", "D", multiple=32),
-    chunk("expert_routed", "DOWN_CHUNK", "MOE_INTER", multiple=32),
-    chunk("expert_routed", "QUANT_CHUNK", "MOE_INTER", multiple=32),
-    chunk("lm_head", "K_CHUNK", "D"),
-    chunk("mtp_projection", "NORM_CHUNK", "D", multiple=32),
-    chunk("mtp_projection", "K_CHUNK", "D", multiple=32),
+    chunk("expert_shared", "UP_CHUNK"),
+    chunk("expert_shared", "DOWN_CHUNK"),
+    chunk("expert_shared", "QUANT_CHUNK"),
+    chunk("expert_routed", "UP_CHUNK"),
+    chunk("expert_routed", "DOWN_CHUNK"),
+    chunk("expert_routed", "QUANT_CHUNK"),
+    chunk("lm_head", "K_CHUNK"),
+    chunk("mtp_projection", "NORM_CHUNK"),
+    chunk("mtp_projection", "K_CHUNK"),
     falling(
         "mtp_projection",
         "last_chunk_first",
@@ -84,10 +79,10 @@ CHANGES = [
         occurs=2,
         nth=1,
     ),
-    chunk("qkv_proj_rope", "Q_DOWN_CHUNK", "Q_SLICE"),
-    chunk("qkv_proj_rope", "Q_NORM_CHUNK", "Q_LORA", multiple=32),
-    chunk("qkv_proj_rope", "Q_UP_CHUNK", "Q_LORA", multiple=32),
-    chunk("qkv_proj_rope", "KV_DOWN_CHUNK", "KV_SLICE"),
+    chunk("qkv_proj_rope", "Q_DOWN_CHUNK"),
+    chunk("qkv_proj_rope", "Q_NORM_CHUNK"),
+    chunk("qkv_proj_rope", "Q_UP_CHUNK"),
+    chunk("qkv_proj_rope", "KV_DOWN_CHUNK"),
     falling(
         "qkv_proj_rope",
         "last_query_chunk_first",
@@ -104,7 +99,7 @@ CHANGES = [
         "HEAD_DIM",
         "KV_CHUNK",
     ),
-    chunk(COMPRESSOR, "PROJECT_CHUNK", "D"),
+    chunk(COMPRESSOR, "PROJECT_CHUNK"),
     falling(
         COMPRESSOR,
         "last_chunk_first",
@@ -113,43 +108,43 @@ CHANGES = [
         "WIDTH",
         "COLS",
     ),
-    chunk("decode_compressor_ratio128", "PROJECT_CHUNK", "D", part=COMPRESSOR),
-    chunk("decode_indexer_compressor", "PROJECT_CHUNK", "D", part=COMPRESSOR),
-    chunk("decode_indexer_compressor", "HADAMARD_COLS", "IDX_HEAD_DIM"),
-    chunk("decode_indexer", "QUERY_CHUNK", "Q_LORA", multiple=32),
-    chunk("decode_indexer", "WEIGHTS_CHUNK", "D", multiple=32),
-    chunk("decode_indexer", "REDUCE_ROWS", "SCORE_LEN", multiple=32),
-    chunk("decode_indexer", "KEY_ROWS", "BLOCK_SIZE", multiple=32),
-    legal("decode_indexer", "two_lanes", "\nLANES = 4", "\nLANES = 2"),
-    chunk(SWA, "PROJECT_CHUNK", "O_GROUP_IN"),
-    chunk(SWA, "EXPAND_CHUNK", "O_LORA", multiple=32),
-    chunk(SWA, "QUANT_CHUNK", "O_LORA", multiple=32),
-    chunk("decode_sparse_attn_csa", "PROJECT_CHUNK", "O_GROUP_IN", part=SWA),
-    chunk("decode_sparse_attn_hca", "PROJECT_CHUNK", "O_GROUP_IN", part=SWA),
+    chunk("decode_compressor_ratio128", "PROJECT_CHUNK", part=COMPRESSOR),
+    chunk("decode_indexer_compressor", "PROJECT_CHUNK", part=COMPRESSOR),
+    chunk("decode_indexer_compressor", "HADAMARD_COLS"),
+    chunk("decode_indexer", "QUERY_CHUNK"),
+    chunk("decode_indexer", "WEIGHTS_CHUNK"),
+    chunk("decode_indexer", "REDUCE_ROWS"),
+    chunk("decode_indexer", "KEY_ROWS"),
+    Change("decode_indexer", "two_lanes", "\nLANES = 4", "\nLANES = 2"),
+    chunk(SWA, "PROJECT_CHUNK"),
+    chunk(SWA, "EXPAND_CHUNK"),
+    chunk(SWA, "QUANT_CHUNK"),
+    chunk("decode_sparse_attn_csa", "PROJECT_CHUNK", part=SWA),
+    chunk("decode_sparse_attn_hca", "PROJECT_CHUNK", part=SWA),
     *(
         change
         for kind in ("swa", "csa", "hca")
         for change in (
-            chunk(f"{ATTENTION}{kind}", "CHUNK", "D", part="rms_norm"),
-            chunk(f"{ATTENTION}{kind}", "PROJECT_CHUNK", "K_SLICE", part="hc_pre"),
-            chunk(f"{ATTENTION}{kind}", "KV_DOWN_CHUNK", "KV_SLICE", part="qkv_proj_rope"),
+            chunk(f"{ATTENTION}{kind}", "CHUNK", part="rms_norm"),
+            chunk(f"{ATTENTION}{kind}", "PROJECT_CHUNK", part="hc_pre"),
+            chunk(f"{ATTENTION}{kind}", "KV_DOWN_CHUNK", part="qkv_proj_rope"),
         )
     ),
-    legal(
+    Change(
         "moe_dispatch",
         "last_peer_first",
         f"        {PEERS}            pld.tensor.put(meta_window",
         f"        {PEERS_FALLING}            pld.tensor.put(meta_window",
     ),
-    legal(
+    Change(
         "moe_combine",
         "last_peer_first",
         f"{PEERS}            if peer != my_rank:\n                pld.system.notify",
         f"{PEERS_FALLING}            if peer != my_rank:\n                pld.system.notify",
     ),
-    chunk("moe", "PROJECT_CHUNK", "K_SLICE", part="hc_pre"),
-    chunk("moe", "SCORE_CHUNK", "D", part="gate", multiple=32),
-    legal(
+    chunk("moe", "PROJECT_CHUNK", part="hc_pre"),
+    chunk("moe", "SCORE_CHUNK", part="gate"),
+    Change(
         "decode_metadata",
         "page_by_subtraction",
         "page * page_rows + row % page_rows",

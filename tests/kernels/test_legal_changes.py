@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fault import Fault
+from change import Change
 from legal_changes import CHANGES
 
 from harness.compare import EMPTY, PASS
@@ -25,14 +25,14 @@ def test_every_op_has_one() -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.id)
-def test_default_case(change: Fault, tmp_path: Path) -> None:
+def test_default_case(change: Change, tmp_path: Path) -> None:
     kernel, _ = change.write(tmp_path)
     passes([Run(change.op, kernel=str(kernel), schedule=1)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.id)
-def test_every_case_on_several_devices(change: Fault, tmp_path: Path) -> None:
+def test_every_case_on_several_devices(change: Change, tmp_path: Path) -> None:
     kernel, _ = change.write(tmp_path)
     op = load_op(change.op)
     ranks = (("ep_world_size", 2),) if op.world > 2 else ()  # eight of them take four times as long
