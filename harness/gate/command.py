@@ -92,7 +92,7 @@ def _say(outcome: Outcome, style: str, root: Path) -> None:
         print(f"left out: {reason}")
     spliced = [affected.op for affected in outcome.plan.affected if affected.spliced]
     if spliced:
-        print(f"a part of the cases, as nothing but a kernel that they splice in differs: {', '.join(spliced)}")
+        print(f"a third of the cases today, since only a kernel that they splice in differs: {', '.join(spliced)}")
     if outcome.plan.unaffected:
         print(f"not affected: {', '.join(outcome.plan.unaffected)}")
     for affected in outcome.unjudged:

@@ -25,16 +25,19 @@ class Tree(Protocol):
 
 
 class WorkTree:
-    """The files on disk below `root`."""
+    """The files on disk below `root`, each as it was when it was first read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._files: dict[str, bytes | None] = {}
 
     def read(self, path: str) -> bytes | None:
-        try:
-            return (self.root / path).read_bytes()
-        except OSError:
-            return None
+        if path not in self._files:
+            try:
+                self._files[path] = (self.root / path).read_bytes()
+            except OSError:
+                self._files[path] = None
+        return self._files[path]
 
     def list(self, folder: str, suffix: str) -> list[str]:
         found = (self.root / folder).rglob(f"*{suffix}")

@@ -41,7 +41,11 @@ def test_a_right_kernel_diverges_nowhere(capsys: pytest.CaptureFixture[str]) -> 
 SOME_BLOCKS_EMPTY = [(f"decode_sparse_attn_{form}", "short_window") for form in ("csa", "hca", "swa")]
 
 
-@pytest.mark.parametrize(("op", "case"), [*((op, "default") for op in all_ops() if op != "moe"), *SOME_BLOCKS_EMPTY])
+LAYERS = [pytest.param(op, "default", marks=pytest.mark.slow) for op in all_ops() if op.startswith("decode_attention_")]
+OTHERS = [(op, "default") for op in all_ops() if op != "moe" and not op.startswith("decode_attention_")]
+
+
+@pytest.mark.parametrize(("op", "case"), [*OTHERS, *LAYERS, *SOME_BLOCKS_EMPTY])
 def test_no_stage_of_a_shipped_kernel_diverges(op: str, case: str) -> None:
     """A stage that is told and differs would be named as the cause of any other failure."""
     prepared, _ = prepare(Run(op, case=case))

@@ -24,8 +24,8 @@ def test_every_op_has_one() -> None:
     assert len({change.id for change in CHANGES}) == len(CHANGES)
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.id)
-def test_default_case(change: Change, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", list({c.op: c for c in reversed(CHANGES)}.values()), ids=lambda c: c.id)
+def test_the_first_of_an_op_in_its_default_case(change: Change, tmp_path: Path) -> None:
     kernel, _ = change.write(tmp_path)
     passes([Run(change.op, kernel=str(kernel), schedule=1)])
 

@@ -207,7 +207,15 @@ EQUAL = tuple(
 )
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
+ALWAYS = 4
+"""The first faults are planted always; the others are slow, a part of them every day."""
+MARKED = [
+    pytest.param(fault, id=fault.name, marks=() if number < ALWAYS else pytest.mark.slow)
+    for number, fault in enumerate(FAULTS)
+]
+
+
+@pytest.mark.parametrize("fault", MARKED)
 def test_rejects_planted_fault_of_a_sequence(fault: Fault, tmp_path: Path) -> None:
     world = World.of(2)
     kernel = load(world, tmp_path, fault)
