@@ -1,11 +1,13 @@
-"""A kernel file, the specs and golden of one of its kernels, and a directory of scripts."""
+"""A kernel file, the specs and golden of one of its kernels, what was printed, and a directory of scripts."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from harness.foreign.golden_specs import ScalarSpec, TensorSpec
@@ -84,3 +86,16 @@ class Scripts:
 
     def run(self, name: str, *arguments: str, **options: Any) -> int:
         return run_script(self.folder / name, arguments, **options)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Printed lines, times left out."""
+    return [re.sub(r"\d+\.\d\ds", "?s", line) for line in capsys.readouterr().out.splitlines()]
+
+
+def square(**changes: Any) -> list[TensorSpec]:
+    """Specs of `half` and its like."""
+    return [
+        TensorSpec("x", [8, 8], torch.float32, init_value=torch.ones),
+        TensorSpec("y", [8, 8], changes.get("dtype", torch.float32), is_output=True),
+    ]
