@@ -28,12 +28,9 @@ is below the last bit of most sums)."""
 TILES = "before_pr672"
 """The tile set that is not the default: run with the default case where a kernel has other code or sizes for it."""
 
-TOKENS: Overrides = (("tokens", 24),)
-"""Three row tiles, the last box half full: run with every case, since a decode step of TINY has one tile."""
-
-BOXES: tuple[Overrides, ...] = ((("tokens", 48),), (("tokens", 16),))
-"""Several tiles for an op that takes whole boxes of 16 tokens, or 16 tokens at the most: the first that it takes is run
-with the default case."""
+TOKENS: tuple[Overrides, ...] = ((("tokens", 24),), (("tokens", 48),), (("tokens", 16),))
+"""Several row tiles, since a decode step of TINY has one: the first that the op takes is run with every case. In 24 the
+last box of 16 is half full; some ops take whole boxes only, some no more than one."""
 
 GROWN: tuple[Overrides, ...] = (
     (("num_attention_heads", 32), ("index_n_heads", 16), ("max_position_embeddings", 4096)),
@@ -49,8 +46,8 @@ def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()
     """The runs of an op at TINY that decide about a mutant, the default case first.
 
     Every valid case (or the named ones) with the first seed in program order; the default case in OTHERS and with
-    TILES; every case again with TOKENS, or the default case with BOXES; the default case with GROWN and in ORDERS;
-    every case with each further seed, which seeds the schedule too. Raises UsageError for a case that there is not.
+    TILES; every case again with TOKENS; the default case with GROWN and in ORDERS; every case with each further seed,
+    which seeds the schedule too. Raises UsageError for a case that there is not.
     """
     loaded = load_op(op)
     valid = [case for case in loaded.cases if not case.invalid]
@@ -66,11 +63,8 @@ def situations(op: str, seeds: Sequence[int] = (0, 1), cases: Sequence[str] = ()
             runs.append(replace(first, deployment=deployment, overrides=overrides))
     if TILES in loaded.kernel.read_text(encoding="utf-8"):
         runs.append(replace(first, tiles=TILES))
-    if _possible(op, "decode", dict(TOKENS)):
-        runs += [replace(first, overrides=TOKENS, case=case.name) for case in chosen]
-    else:
-        boxes = [overrides for overrides in BOXES if _possible(op, "decode", dict(overrides))]
-        runs += [replace(first, overrides=overrides) for overrides in boxes[:1]]
+    tiled = [overrides for overrides in TOKENS if _possible(op, "decode", dict(overrides))]
+    runs += [replace(first, overrides=overrides, case=case.name) for overrides in tiled[:1] for case in chosen]
     runs += [replace(first, overrides=overrides) for overrides in GROWN if _read(loaded, dict(overrides))]
     runs += [replace(first, schedule=schedule) for schedule in range(2, 2 + ORDERS)]
     return runs + [Run(op, case=case.name, seed=seed, schedule=seed) for seed in seeds[1:] for case in chosen]

@@ -112,7 +112,7 @@ def test_situations_are_the_strongest_of_the_op() -> None:
     assert {run.schedule for run in runs if run.seed == 3} == {3}
     assert {"decode_mtp", "prefill"} <= {run.deployment for run in runs}
     assert any(dict(run.overrides).get("hc_eps") == 1e-3 for run in runs)
-    assert {run.case for run in runs if run.overrides == TOKENS} == {run.case for run in runs}
+    assert {run.case for run in runs if run.overrides == TOKENS[0]} == {run.case for run in runs}
     assert len(set(runs)) == len(runs)
 
 
@@ -133,8 +133,20 @@ def test_code_of_the_other_tile_set_is_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("op", "tokens"), [("hc_head", 48), ("decode_sparse_attn_swa", 16)])
 def test_situations_have_several_tiles_where_24_tokens_are_none(op: str, tokens: int) -> None:
-    many = [run for run in situations(op, (0,)) if run.overrides == (("tokens", tokens),)]
-    assert [run.case for run in many] == ["default"]
+    runs = situations(op, (0,))
+    many = {run.case for run in runs if run.overrides == (("tokens", tokens),)}
+    assert many == {run.case for run in runs}
+
+
+def test_a_scale_of_another_tile_shows_where_an_epsilon_decides(tmp_path: Path) -> None:
+    """Elsewhere the head's norm takes it away again; with one tile there is no other."""
+    text = (ROOT / "kernels" / "qkv_proj_rope.py").read_text(encoding="utf-8")
+    piece = "by_token = pl.row_expand_mul(q_acc, qr_scale[t0 : t0 + TOKENS, 0:1])"
+    assert piece in text
+    wrong = tmp_path / "qkv_proj_rope.py"
+    wrong.write_text(text.replace(piece, piece.replace("t0", "0")), encoding="utf-8")
+    outcome = Judge(situations("qkv_proj_rope", (0,)), get_device("emulator"), load_tolerances()).judge(wrong)
+    assert outcome.status == KILLED
 
 
 @pytest.mark.parametrize(
