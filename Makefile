@@ -1,4 +1,5 @@
-# Both need nothing but Python 3.10+: they create .venv, install into it, and run. `make verify` is a first look: every op once.
+# `make verify` (a first look: every op once) and `make test` need nothing but Python 3.10+: they create .venv, install
+# into it, and run.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -19,7 +19,7 @@ from harness.gate.config import load_config
 from harness.gate.judging import Outcome, work_through
 from harness.gate.junit import junit_xml
 from harness.gate.markdown import headline, summary
-from harness.gate.plan import plan, seconds
+from harness.gate.plan import PARTS, plan, seconds
 from harness.recording import recording
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _say(outcome: Outcome, style: str, root: Path) -> None:
         print(f"left out: {reason}")
     spliced = [affected.op for affected in outcome.plan.affected if affected.spliced]
     if spliced:
-        print(f"a third of the cases today, since only a kernel that they splice in differs: {', '.join(spliced)}")
+        print(f"today 1 of {PARTS} parts of the cases, as only a kernel spliced in differs: {', '.join(spliced)}")
     if outcome.plan.unaffected:
         print(f"not affected: {', '.join(outcome.plan.unaffected)}")
     for affected in outcome.unjudged:
